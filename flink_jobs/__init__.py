@@ -1,0 +1,1 @@
+"""Where and when: settings, sources, windows, the topology and the command line."""

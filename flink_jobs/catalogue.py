@@ -1,0 +1,60 @@
+"""The catalogue: what is known of items besides events, kept in Redis with the item."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from serving.schema import Field, Keys
+from udfs.reading import InputError, format_of, open_lines
+
+_BATCH: Final = 2_000
+
+
+def load_catalogue(path: Path, connection: Any, keys: Keys) -> tuple[int, int]:
+    """Writes each item's line to its hash; returns how many were written, and how many lines can't be used.
+
+    A line is a JSON object, or a row of a CSV with a header, with an ``item_id`` and any other fields.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it is of no known format.
+    """
+    written = skipped = 0
+    pipe = connection.pipeline(transaction=False)
+    for entry in _entries(path):
+        item_id = entry.get("item_id") if entry else None
+        if entry is None or isinstance(item_id, bool) or not isinstance(item_id, str | int) or item_id == "":
+            skipped += 1
+            continue
+        entry["item_id"] = str(item_id)
+        pipe.hset(keys.item(str(item_id)), Field.CATALOGUE, orjson.dumps(entry))
+        written += 1
+        if written % _BATCH == 0:
+            pipe.execute()
+    pipe.execute()
+    return written, skipped
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any] | None]:
+    if not path.is_file():
+        raise InputError(f"--items: there is no file {path}")
+    kind = format_of(path)
+    if kind is None:
+        raise InputError(f"--items: {path} ends in none of .jsonl, .csv, .jsonl.gz, .csv.gz")
+    with open_lines(path) as file:
+        lines = (line.removeprefix(b"\xef\xbb\xbf") for line in file if line.strip())
+        if kind == "csv":
+            yield from csv.DictReader(line.decode(errors="replace") for line in lines)
+            return
+        for line in lines:
+            try:
+                entry = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                entry = None
+            yield entry if isinstance(entry, dict) else None

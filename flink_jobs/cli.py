@@ -1,0 +1,288 @@
+"""The command line. Its options and outputs are a contract: other programs call it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+import numpy as np
+import orjson
+
+from flink_jobs.embedded import EmbeddedRedisError, embedded_redis
+from serving.client import Client, Learned, Recommendation, Unreachable
+from serving.schema import Tile
+
+FAILED, UNUSABLE, UNKNOWN = 1, 2, 3
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_RUN_OPTIONS: Final = (
+    click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of the settings."),
+    click.option("--source", help="generator (default) or file:PATH, a file or a folder."),
+    click.option("--format", help="jsonl or csv; by default the file's ending tells."),
+    click.option("--items", help="Catalogue: a file of items with item_id, title and any fields."),
+    click.option("--field", multiple=True, metavar="NAME=COLUMN", help="Our field name and yours; repeatable."),
+    click.option("--timestamp-unit", help="auto (default), ms, s or iso."),
+    click.option("--time", help="event or processing; event by default for input that ends."),
+    click.option("--model", help="baseline, funk_mf or biased_mf (default)."),
+    click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."),
+    click.option("--shards", help="How many models the users are spread over; 1 by default."),
+    click.option("--parallelism", help="Subtasks of each operator; 1 by default."),
+    click.option("--redis", help="A URL, or embedded (default)."),
+    click.option("--prefix", help="Of all keys in Redis; freshet by default."),
+    click.option("--dead-letters", help="Folder for what could not be learned."),
+    click.option("--state-dir", help="Folder of the state and of the embedded Redis; .freshet by default."),
+    click.option("--fresh", is_flag=True, default=None, help="Forget the state and start anew."),
+    click.option("--summary", help="File to write the summary to, as JSON."),
+)
+_LOOKUP_OPTIONS: Final = (
+    click.option("--redis", default="embedded", help="A URL, or embedded (default)."),
+    click.option("--prefix", default="freshet", show_default=True),
+    click.option("--state-dir", default=".freshet", show_default=True, type=click.Path(path_type=Path)),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object; null if the id is unknown."),
+)
+
+
+def _with(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="freshet", prog_name="freshet")
+def cli() -> None:
+    """Recommenders that learn from every event, served from Redis."""
+
+
+def main() -> None:
+    """The console command."""
+    cli.main(prog_name="freshet")
+
+
+# ---------------------------------------------------------------------------------------------------- run
+
+
+def _resolved(options: dict[str, Any]) -> Any:
+    """The settings of a run, from all their origins."""
+    from flink_jobs.settings import Layer, SettingsError, assignment, environment_layer, resolve, toml_layer
+
+    flags: dict[str, Any] = {}
+    for text in options.pop("field"):
+        name, sign, column = text.partition("=")
+        if not sign or not name or not column:
+            raise SettingsError(f"--field {text}: write NAME=COLUMN")
+        flags[f"field.{name}"] = column
+    config = options.pop("config")
+    assigned = dict(assignment(text) for text in options.pop("assignments"))
+    names = {"model": "model.name"}
+    flags |= {names.get(name, name): value for name, value in options.items() if value is not None}
+    layers = [toml_layer(config)] if config is not None else []
+    layers += [environment_layer(os.environ), Layer("--set", assigned), Layer("flag", flags)]
+    return resolve(layers)
+
+
+@contextlib.contextmanager
+def _job_installed() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        click.echo(f"freshet: {error.name} is not installed: pip install 'freshet[job]' to run jobs", err=True)
+        sys.exit(UNUSABLE)
+
+
+@cli.command()
+@_with(_RUN_OPTIONS)
+def run(**options: Any) -> None:
+    """Run the job until its input ends, or Ctrl-C; a second run goes on from there."""
+    with _job_installed():
+        from rich.console import Console
+
+        from flink_jobs.flink import JavaError, JobFailed
+        from flink_jobs.runner import run as run_job
+        from flink_jobs.settings import SettingsError
+        from flink_jobs.state import StateError
+        from udfs.publisher import PublishError
+        from udfs.reading import InputError
+    try:
+        run_job(_resolved(options), Console(highlight=False, soft_wrap=True))
+    except (SettingsError, InputError, StateError, JavaError) as error:
+        _fail(str(error), UNUSABLE)
+    except (JobFailed, Unreachable, EmbeddedRedisError, PublishError) as error:
+        _fail(str(error), FAILED)
+    except KeyboardInterrupt:
+        _fail("interrupted before a savepoint was taken; the next run goes on from the last checkpoint", FAILED)
+
+
+@cli.command()
+@_with(_RUN_OPTIONS)
+def check(**options: Any) -> None:
+    """Show what would run, with every setting and where it came from; start nothing."""
+    with _job_installed():
+        from flink_jobs.runner import _files
+        from flink_jobs.settings import SettingsError
+        from serving.connection import without_password
+        from udfs.reading import InputError
+    try:
+        resolved = _resolved(options)
+        for path, kind in _files(resolved):
+            click.echo(f"input: {path} ({kind})")
+    except (SettingsError, InputError) as error:
+        _fail(str(error), UNUSABLE)
+    rows = resolved.rows()
+    width = max(len(name) for name, _, _ in rows)
+    for name, value, origin in rows:
+        shown = without_password(value) if name == "redis" else value
+        click.echo(f"{name:<{width}} = {shown}  ({origin})")
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"freshet: {message}", err=True)
+    sys.exit(code)
+
+
+# ------------------------------------------------------------------------------------------------ look-ups
+
+
+@contextlib.contextmanager
+def _client(redis: str, prefix: str, state_dir: Path) -> Iterator[Client]:
+    with contextlib.ExitStack() as stack:
+        try:
+            if redis == "embedded":
+                data = state_dir.resolve() / "redis"
+                if not data.exists():
+                    _fail(f"there is no state in {state_dir}; run a job first, or give --redis or --state-dir", FAILED)
+                redis = stack.enter_context(embedded_redis(data))
+            yield Client(redis, prefix)
+        except (Unreachable, EmbeddedRedisError, ValueError) as error:
+            _fail(str(error), FAILED)
+
+
+def _answer(answer: dict[str, Any] | None, as_json: bool, unknown: str, show: Callable[[dict[str, Any]], None]) -> None:
+    """Prints an answer, or that there is none, which exits with 3."""
+    if as_json:
+        click.echo(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY).decode())
+    elif answer is None:
+        click.echo(unknown, err=True)
+    else:
+        show(answer)
+    if answer is None:
+        sys.exit(UNKNOWN)
+
+
+@cli.command()
+@click.argument("user_id", metavar="ID")
+@_with(_LOOKUP_OPTIONS)
+def user(user_id: str, redis: str, prefix: str, state_dir: Path, as_json: bool) -> None:
+    """What is known of a user."""
+    with _client(redis, prefix, state_dir) as client:
+        state = client.user(user_id)
+    answer = None
+    if state is not None:
+        answer = {
+            "user_id": user_id,
+            "shard": state.shard,
+            **_learned_json(state.learned),
+            "seen": list(state.seen),
+            "session": vars(state.session) if state.session else None,
+            "tiles": _tiles_json(state.tiles),
+        }
+    _answer(answer, as_json, f"user {user_id} is unknown", _show_entity)
+
+
+@cli.command()
+@click.argument("item_id", metavar="ID")
+@_with(_LOOKUP_OPTIONS)
+def item(item_id: str, redis: str, prefix: str, state_dir: Path, as_json: bool) -> None:
+    """What is known of an item."""
+    with _client(redis, prefix, state_dir) as client:
+        state = client.item(item_id)
+    answer = None
+    if state is not None:
+        only = state.learned.get(0) if len(state.learned) == 1 else None
+        answer = {
+            "item_id": item_id,
+            **_learned_json(only),
+            "shards": {str(shard): _learned_json(learned) for shard, learned in state.learned.items()},
+            "catalogue": state.catalogue,
+            "tiles": _tiles_json(state.tiles),
+        }
+        answer["count"] = sum(learned.count for learned in state.learned.values())
+    _answer(answer, as_json, f"item {item_id} is unknown", _show_entity)
+
+
+@cli.command()
+@click.argument("user_id", metavar="USER")
+@click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="How many items.")
+@_with(_LOOKUP_OPTIONS)
+def recommend(user_id: str, k: int, redis: str, prefix: str, state_dir: Path, as_json: bool) -> None:
+    """The best items for a user; an unknown user gets what is popular now."""
+    with _client(redis, prefix, state_dir) as client:
+        best = client.recommend(user_id, k)
+    answer = {"user_id": user_id, "known": best.known, "items": _items_json(best.items)}
+
+    def show(_: dict[str, Any]) -> None:
+        if not best.known:
+            click.echo(f"user {user_id} is unknown; this is popular now:")
+        _show_items(best.items)
+
+    _answer(answer, as_json, "", show)
+
+
+@cli.command()
+@click.argument("item_id", metavar="ITEM")
+@click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="How many items.")
+@_with(_LOOKUP_OPTIONS)
+def similar(item_id: str, k: int, redis: str, prefix: str, state_dir: Path, as_json: bool) -> None:
+    """The items most like an item."""
+    with _client(redis, prefix, state_dir) as client:
+        best = client.similar(item_id, k)
+    answer = None if best is None else {"item_id": item_id, "items": _items_json(best)}
+    _answer(answer, as_json, f"item {item_id} is unknown", lambda _: _show_items(best or ()))
+
+
+def _learned_json(learned: Learned | None) -> dict[str, Any]:
+    if learned is None:
+        return {"vector": None, "bias": None, "count": 0, "updated_at": None, "version": None}
+    return {
+        "vector": learned.vector.astype(np.float32),
+        "bias": learned.bias,
+        "count": learned.count,
+        "updated_at": learned.updated_at,
+        "version": learned.version,
+    }
+
+
+def _tiles_json(tiles: Any) -> dict[str, Any]:
+    def one(tile: Tile) -> dict[str, Any]:
+        return {"n": tile.events, "sum": tile.sum, "mean": tile.mean, "distinct": tile.distinct, "types": tile.types}
+
+    return {span: {str(start): one(t) for start, t in sorted(of.items())} for span, of in tiles.items()}
+
+
+def _items_json(items: Any) -> list[dict[str, Any]]:
+    return [{"item_id": r.item_id, "score": r.score, "catalogue": r.catalogue} for r in items]
+
+
+def _show_items(items: Any) -> None:
+    for place, r in enumerate(items, 1):
+        entry: Recommendation = r
+        click.echo(f"{place:>3}  {entry.item_id:<12} {entry.score:8.4f}  {(entry.catalogue or {}).get('title', '')}")
+
+
+def _show_entity(answer: dict[str, Any]) -> None:
+    for name, value in answer.items():
+        if name == "tiles":
+            for span, of in value.items():
+                click.echo(f"{'tiles ' + span:<12} {len(of)}, with {sum(tile['n'] for tile in of.values())} events")
+        elif name == "vector" and value is not None:
+            click.echo(f"{name:<12} [{', '.join(f'{x:.3f}' for x in value)}]")
+        elif name != "shards" or len(value) > 1:
+            click.echo(f"{name:<12} {value}")

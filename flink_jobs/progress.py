@@ -1,0 +1,196 @@
+"""How far a run is: its counts as Redis has them, live while it works, and the summary at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from serving.schema import Keys
+from udfs.metrics import pooled, since, values
+
+_PLAIN_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands.
+
+    Attributes
+    ----------
+    events
+        Of this run: ``read = learned + rejected + late + duplicate + pending``. What an earlier run left
+        pending is read again by this one: it is in ``read`` here too, and counted in ``carried``.
+    complete
+        The input has ended, and all of it is learned.
+    """
+
+    events: dict[str, int]
+    rejected: dict[str, int] = field(default_factory=dict)
+    carried: int = 0
+    tile_late: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics_run: dict[str, Any] = field(default_factory=dict)
+    users: int = 0
+    items: int = 0
+    writes: int = 0
+    first_read_at: int = 0
+    published_at: int = 0
+    complete: bool = False
+    latest: tuple[str, str] | None = None
+
+
+class Monitor:
+    """Reads a run's standing from Redis."""
+
+    def __init__(self, connection: Any, keys: Keys, shards: int, run_id: str) -> None:
+        self._redis = connection
+        self._keys = keys
+        self._shards = shards
+        self._run_id = run_id
+        self._writes_before = int(connection.hget(keys.ledger, "writes") or 0)
+
+    def standing(self) -> Standing:
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hgetall(self._keys.ledger)
+        for shard in range(self._shards):
+            pipe.hget(self._keys.model(shard), "summary")
+        ledger, *blobs = pipe.execute()
+        shards = [orjson.loads(blob) for blob in blobs if blob]
+        return standing(ledger, shards, self._run_id, self._shards, self._writes_before)
+
+
+def standing(
+    ledger: Mapping[bytes, bytes], shards: list[dict[str, Any]], run_id: str, n_shards: int, writes_before: int
+) -> Standing:
+    """The run's standing from the ledger's hash and the shards' summaries."""
+    mine = [s for s in shards if s["run_id"] == run_id]
+    life = pooled(s["counts"]["means"] for s in shards)
+    run = pooled(since(s["counts"]["means"], s["base"]["means"]) for s in mine)
+    carried = sum(s["carried"] for s in mine)
+    diverged = sum(s["counts"]["diverged"] - s["base"]["diverged"] for s in mine)
+    learned = sum(s["counts"]["learned"] - s["base"]["learned"] for s in mine)
+    events = {"read": carried, "learned": learned, "rejected": diverged, "late": 0, "duplicate": 0, "pending": 0}
+    accepted = carried
+    rejected: dict[str, int] = {"diverged": diverged} if diverged else {}
+    tile_late = 0
+    started = ledger.get(b"run_id", b"").decode() == run_id
+    if started:
+        counts, base = orjson.loads(ledger[b"counts"]), orjson.loads(ledger[b"base"])
+        for name in ("read", "late", "duplicate"):
+            events[name] += counts[name] - base[name]
+        accepted += counts["accepted"] - base["accepted"]
+        tile_late = counts["tile_late"] - base["tile_late"]
+        for reason, count in counts["rejected"].items():
+            of_run = count - base["rejected"].get(reason, 0)
+            if of_run:
+                rejected[reason] = of_run
+                events["rejected"] += of_run
+    events["pending"] = accepted - learned - diverged
+    latest = next((s["latest"] for s in mine if s["latest"]), None)
+    return Standing(
+        events=events,
+        rejected=rejected,
+        carried=carried,
+        tile_late=tile_late,
+        metrics=values(life),
+        metrics_run=values(run),
+        users=sum(s["users"] for s in shards),
+        # Each shard has its own row of an item; the largest count is what one of them knows.
+        items=max((s["items"] for s in shards), default=0),
+        writes=int(ledger.get(b"writes", 0)) - writes_before,
+        first_read_at=int(ledger.get(b"first_read_at", 0)) if started else 0,
+        published_at=int(ledger.get(b"published_at", 0)),
+        complete=(
+            started
+            and ledger.get(b"ended") == b"1"
+            and len(mine) == n_shards
+            and all(s["ended"] for s in mine)
+            and events["pending"] == 0
+        ),
+        latest=tuple(latest) if latest else None,
+    )
+
+
+class Display:
+    """Shows a run's progress: a live table on a terminal, quiet plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._last_line = 0.0
+        self._previous: tuple[float, int] | None = None
+        self._rate = 0.0
+
+    def __enter__(self) -> Display:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=8, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._live is not None:
+            self._live.__exit__(*exc)
+
+    def show(self, now: Standing, state: str) -> None:
+        moment = time.monotonic()
+        if self._previous is not None and moment - self._previous[0] >= 1.0:
+            self._rate = (now.events["read"] - self._previous[1]) / (moment - self._previous[0])
+            self._previous = (moment, now.events["read"])
+        elif self._previous is None and now.events["read"]:
+            self._previous = (moment, now.events["read"])
+        if self._live is not None:
+            self._live.update(self._table(now, state))
+        elif moment - self._last_line >= _PLAIN_SECONDS:
+            self._last_line = moment
+            counts = " ".join(f"{name}={count}" for name, count in now.events.items())
+            scores = " ".join(f"{k}={_number(v)}" for k, v in now.metrics_run.items() if k != "n")
+            self._console.print(
+                f"{state} {counts} events/s={self._rate:.0f} {scores} published={now.writes}", highlight=False
+            )
+
+    def _table(self, now: Standing, state: str) -> Table:
+        table = Table.grid(padding=(0, 2))
+        table.add_row("[bold]freshet[/]", state)
+        for name, count in now.events.items():
+            table.add_row(name, f"{count:>12,}")
+        table.add_row("events/s", f"{self._rate:>12,.0f}")
+        for name, value in now.metrics_run.items():
+            if name != "n":
+                table.add_row(name, f"{_number(value):>12}")
+        table.add_row("published", f"{now.writes:>12,}")
+        return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def summary_table(summary: Mapping[str, Any], rejected: Mapping[str, int]) -> Table:
+    """The end of a run as people read it."""
+    table = Table(title="freshet: what this run did", title_justify="left", show_header=False)
+    for name, count in summary["events"].items():
+        table.add_row(name, f"{count:,}")
+        if name == "rejected":
+            for reason, of_reason in sorted(rejected.items()):
+                table.add_row(f"  {reason}", f"{of_reason:,}")
+    for name, value in summary["metrics_run"].items():
+        if name != "n":
+            table.add_row(f"{name} (this run)", _number(value))
+    for name, value in summary["metrics"].items():
+        if name != "n":
+            table.add_row(f"{name} (all runs)", _number(value))
+    published = summary["published"]
+    table.add_row("in Redis", f"{published['users']:,} users, {published['items']:,} items")
+    table.add_row("entities sent", f"{published['writes']:,}")
+    rate = summary["events_per_second"]
+    table.add_row("events/s", "-" if rate is None else f"{rate:,.0f}")
+    table.add_row("seconds", f"{summary['seconds']['total']:.1f} in all")
+    return table

@@ -1,0 +1,348 @@
+"""A run on this machine, from its settings to its summary."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import redis
+from rich.console import Console
+
+from flink_jobs.catalogue import load_catalogue
+from flink_jobs.embedded import embedded_redis
+from flink_jobs.flink import JobFailed, RunningJob, configuration, environments, prepare_process
+from flink_jobs.progress import Display, Monitor, Standing, summary_table
+from flink_jobs.settings import Resolved, SettingsError
+from flink_jobs.state import Manifest, StateFolder, may_go_on
+from serving.client import Client, Unreachable
+from serving.connection import connect, without_password
+from serving.schema import Keys, span_ms
+from udfs.events import EventFormat
+from udfs.generator import SOURCE as GENERATOR
+from udfs.generator import GeneratorConfig, GeneratorFeed
+from udfs.intake import IntakeConfig
+from udfs.learner import LearnerConfig
+from udfs.models import build
+from udfs.publisher import Publisher
+from udfs.reading import FileFeed, InputError, input_files
+
+_POLL_SECONDS: Final = 0.2
+_DIVERGED_SHARE: Final = 0.01
+_LATE_SHARE: Final = 0.05
+
+
+def run(resolved: Resolved, console: Console) -> dict[str, Any]:
+    """Runs the job until its input ends or it is interrupted; returns the summary.
+
+    Raises
+    ------
+    SettingsError, InputError
+        If the run can't be started as it is set.
+    JobFailed, Unreachable
+        If it failed.
+    """
+    began = time.monotonic()
+    settings = resolved.settings
+    folder = StateFolder(settings.state_dir)
+    files = _files(resolved)
+    with folder.locked(), _redis_url(resolved, folder) as url, _interrupts() as interrupted:
+        connection = _reachable(url)
+        keys = Keys(settings.prefix)
+        if settings.fresh:
+            folder.clear()
+            _purge(connection, keys)
+        manifest, snapshot = _take_up(resolved, folder, connection, keys, console)
+        if settings.items is not None:
+            written, skipped = load_catalogue(settings.items, connection, keys)
+            console.print(f"catalogue: {written:,} items" + (f", {skipped:,} lines without a usable item_id" * bool(skipped)))
+        folder.store(manifest)
+        run_id = f"{manifest.epoch}-{manifest.runs}"
+        monitor = Monitor(connection, keys, settings.shards, run_id)
+        prepare_process(folder.logs)
+        console.print("starting Flink" + (f" from {Path(snapshot).name}" if snapshot else ""), highlight=False)
+        job = _submit(resolved, manifest, folder, snapshot, url, files, run_id)
+        with Display(console) as display:
+            complete = _watch(job, monitor, display, interrupted)
+        savepoint = job.stop(folder.savepoints, drain=complete)
+        manifest = replace(manifest, savepoint=savepoint, ended=complete, part=manifest.part + complete)
+        folder.store(manifest)
+        folder.drop_snapshots_but(savepoint)
+        standing = monitor.standing()
+        summary = _summary(resolved, standing, stopped=not complete, total=time.monotonic() - began)
+        if settings.summary is not None:
+            settings.summary.parent.mkdir(parents=True, exist_ok=True)
+            settings.summary.write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
+        _report(resolved, console, summary, standing, Client(connection, settings.prefix))
+        return summary
+
+
+# ------------------------------------------------------------------------------------------------ before
+
+
+def _files(resolved: Resolved) -> list[tuple[str, str]]:
+    kind, _, path = resolved.settings.source.partition(":")
+    if kind != "file":
+        return []
+    found = input_files(Path(path).expanduser().resolve())
+    files = [(str(p), resolved.settings.format or f) for p, f in found]
+    unclear = [p for p, f in files if not f]
+    if unclear:
+        raise InputError(f"{unclear[0]} ends in neither .jsonl nor .csv: say which it is with --format")
+    return files
+
+
+@contextlib.contextmanager
+def _redis_url(resolved: Resolved, folder: StateFolder) -> Iterator[str]:
+    if resolved.settings.redis == "embedded":
+        with embedded_redis(folder.redis) as url:
+            yield url
+    else:
+        yield resolved.settings.redis
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets. A second one ends the program at once."""
+    event = threading.Event()
+
+    def on_signal(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _reachable(url: str) -> Any:
+    connection = connect(url)
+    try:
+        if connection.info("cluster").get("cluster_enabled"):
+            raise SettingsError(
+                f"redis: {without_password(url)} is a Redis Cluster; freshet compares and sets many keys in one "
+                "script, which a cluster can't run: give a single server, or a replicated one"
+            )
+    except redis.exceptions.AuthenticationError as error:
+        raise SettingsError(f"redis: {without_password(url)} refused the login: {error}") from error
+    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+        raise Unreachable(f"Redis at {without_password(url)} does not answer: {error}") from error
+    return connection
+
+
+def _purge(connection: Any, keys: Keys) -> None:
+    batch: list[bytes] = []
+    for key in connection.scan_iter(match=keys.everything, count=5_000):
+        batch.append(key)
+        if len(batch) >= 5_000:
+            connection.unlink(*batch)
+            batch = []
+    if batch:
+        connection.unlink(*batch)
+
+
+def _fixed(resolved: Resolved) -> dict[str, Any]:
+    """What learned state depends on: it can't be read, or would not be the same, under other values."""
+    settings = resolved.settings
+    tiles = settings.tiles
+    return {
+        "prefix": settings.prefix,
+        "redis": "embedded" if settings.redis == "embedded" else without_password(settings.redis),
+        "shards": settings.shards,
+        "model": {"name": resolved.model_name, **resolved.model_params},
+        "tiles": [tiles.enabled, tiles.spans, tiles.event_types, tiles.session_gap] if tiles.enabled else [False],
+    }
+
+
+def _take_up(
+    resolved: Resolved, folder: StateFolder, connection: Any, keys: Keys, console: Console
+) -> tuple[Manifest, str | None]:
+    """The manifest of this run, and the snapshot that it goes on from."""
+    settings = resolved.settings
+    source, now = settings.source, time.time_ns() // 1_000_000
+    bound = now + span_ms(settings.events.max_future)
+    known = folder.load()
+    if known is not None:
+        manifest = may_go_on(known, _fixed(resolved), source)
+        snapshot = folder.newest_snapshot(known)
+        if snapshot is not None:
+            # The bound on timestamps is drawn where an input begins, not at each restart: a replay decides alike.
+            return (replace(manifest, future_bound=bound) if known.ended else manifest), snapshot
+        console.print("the last run ended before its first checkpoint: starting anew")
+        _purge(connection, keys)
+    elif connection.exists(keys.ledger):
+        raise SettingsError(
+            f"prefix: Redis holds state under {settings.prefix!r} that {folder.path} knows nothing of: give the "
+            "--state-dir that it belongs to, or another --prefix, or delete it and start anew with --fresh"
+        )
+    return Manifest(now, settings.prefix, _fixed(resolved), source=source, ended=False, future_bound=bound), None
+
+
+# ---------------------------------------------------------------------------------------------------- job
+
+
+def _submit(
+    resolved: Resolved,
+    manifest: Manifest,
+    folder: StateFolder,
+    snapshot: str | None,
+    url: str,
+    files: list[tuple[str, str]],
+    run_id: str,
+) -> RunningJob:
+    # Imported here: PyFlink takes seconds, and settings should be judged without it.
+    from flink_jobs.sources import FeedSource
+    from flink_jobs.topology import Job
+    from flink_jobs.topology import build as build_topology
+    from flink_jobs.windows import Windows
+
+    settings = resolved.settings
+    fmt = EventFormat(
+        columns=settings.field,
+        timestamp_unit=settings.timestamp_unit,
+        default_type=settings.events.default_type,
+        max_id_bytes=settings.events.max_id_bytes,
+        max_value=settings.events.max_value,
+        future_bound=manifest.future_bound,
+    )
+    if files:
+        feed: Any = functools.partial(FileFeed, files, fmt, run_id, settings.batch_bytes)
+        source = FeedSource("file", feed, ("file", "line"))
+    else:
+        config = GeneratorConfig(**settings.generator.model_dump())
+        source = FeedSource(GENERATOR, functools.partial(GeneratorFeed, config, run_id), ("source", "index"))
+    serving, tiles = settings.serving, settings.tiles
+    ttl = span_ms(serving.expire_after) if serving.expire_after else 0
+    patience = span_ms(settings.redis_client.patience) / 1_000
+    job = Job(
+        source=source,
+        intake=IntakeConfig(
+            fmt=fmt,
+            shards=settings.shards,
+            event_time=settings.time != "processing",
+            merged=source.merged,
+            out_of_orderness=span_ms(settings.out_of_orderness),
+            dedup_horizon=span_ms(settings.dedup.horizon),
+            tiles=tiles.enabled,
+            position_names=source.position_names,
+            run_id=run_id,
+            epoch=manifest.epoch,
+        ),
+        learner=LearnerConfig(
+            weights=dict(settings.weight),
+            clip=resolved.clip,
+            metrics=tuple(settings.metrics),
+            seen=serving.seen,
+            half_life=span_ms(serving.half_life),
+            position_names=source.position_names,
+            run_id=run_id,
+        ),
+        model=functools.partial(build, resolved.model_name, resolved.model_params, resolved.max_weight),
+        publisher=functools.partial(Publisher, url, settings.prefix, ttl, patience),
+        windows=Windows(tiles.spans, tiles.event_types, tiles.session_gap) if tiles.enabled else None,
+        keep={span: span_ms(keep) for span, keep in tiles.keep.items()},
+        dead_letters=str((settings.dead_letters or folder.path / "dead-letters").resolve()),
+        shards=settings.shards,
+        part=manifest.part,
+    )
+    env, table_env = environments(configuration(settings, folder.checkpoints, snapshot))
+    build_topology(env, table_env, job)
+    return RunningJob(env.execute_async("freshet"))
+
+
+def _watch(job: RunningJob, monitor: Monitor, display: Display, interrupted: threading.Event) -> bool:
+    """Shows progress until the input is learned (True) or an interrupt comes (False)."""
+    while True:
+        standing = monitor.standing()
+        status = job.status
+        display.show(standing, status.lower())
+        if status in ("FAILED", "CANCELED", "FINISHED"):
+            raise job.failure()
+        if standing.complete:
+            return True
+        if interrupted.is_set():
+            return False
+        interrupted.wait(_POLL_SECONDS)
+
+
+# -------------------------------------------------------------------------------------------------- after
+
+
+def _summary(resolved: Resolved, standing: Standing, *, stopped: bool, total: float) -> dict[str, Any]:
+    """What ``--summary`` writes: a contract with other programs."""
+    running = (standing.published_at - standing.first_read_at) / 1_000 if standing.first_read_at else 0.0
+    return {
+        "events": standing.events,
+        "rejected": standing.rejected,
+        "carried": standing.carried,
+        "tile_late": standing.tile_late,
+        "metrics": standing.metrics,
+        "metrics_run": standing.metrics_run,
+        "published": {"users": standing.users, "items": standing.items, "writes": standing.writes},
+        "events_per_second": standing.events["read"] / running if running > 0 else None,
+        "seconds": {"total": total, "running": max(running, 0.0)},
+        "model": resolved.model_name,
+        "shards": resolved.settings.shards,
+        "stopped": stopped,
+        "version": importlib.metadata.version("freshet"),
+    }
+
+
+def _report(resolved: Resolved, console: Console, summary: dict[str, Any], standing: Standing, client: Client) -> None:
+    settings, events = resolved.settings, summary["events"]
+    console.print(summary_table(summary, standing.rejected))
+    if standing.rejected.get("diverged", 0) > _DIVERGED_SHARE * max(events["read"], 1):
+        console.print(
+            "warning: learning diverged on more than 1% of the records; they were rolled back. Lower the learning "
+            "rate (--set model.latent_optimizer=SGD --set model.latent_optimizer.lr=0.005), or scale event_value."
+        )
+    if events["late"] > _LATE_SHARE * max(events["read"], 1):
+        console.print(
+            "warning: more than 5% of the records were late. If the input is not in the order of time, sort it, "
+            "raise --set out_of_orderness=..., or learn in the order of arrival with --time processing."
+        )
+    if events["read"] == 0 and not summary["stopped"]:
+        console.print("nothing new was read: this state has learned the whole input before (--fresh starts anew).")
+    where = "".join(
+        f" --{name} {value}"
+        for name, value, default in (
+            ("redis", without_password(settings.redis), "embedded"),
+            ("prefix", settings.prefix, "freshet"),
+            ("state-dir", str(settings.state_dir), ".freshet"),
+        )
+        if value != default and not (name == "state-dir" and settings.redis != "embedded")
+    )
+    if standing.latest is not None:
+        user_id, item_id = standing.latest
+        user, item = client.user(user_id), client.item(item_id)
+        best = client.recommend(user_id, 3).items
+        console.print(f"\nfreshet user {user_id}{where}", style="bold", highlight=False)
+        if user is not None and user.learned is not None:
+            console.print(f"  {user.learned.count} events, bias {user.learned.bias:.3f}, last items {list(user.seen[-3:])}")
+        console.print(f"freshet item {item_id}{where}", style="bold", highlight=False)
+        if item is not None:
+            title = (item.catalogue or {}).get("title", "")
+            console.print(f"  {sum(s.count for s in item.learned.values())} events {title}")
+        console.print(f"freshet recommend {user_id} -k 3{where}", style="bold", highlight=False)
+        for r in best:
+            console.print(f"  {r.item_id} {r.score:.3f} {(r.catalogue or {}).get('title', '')}")
+    if summary["stopped"]:
+        console.print(
+            f"\nstopped; what was learned is in Redis. The same command goes on from here ({events['pending']} events "
+            "wait in open windows); --fresh starts anew."
+        )
+
+
+__all__ = ["JobFailed", "run"]

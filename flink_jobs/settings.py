@@ -1,0 +1,345 @@
+"""Every setting of a run: where it comes from, its type, its bounds. Nothing else reads the environment.
+
+Defaults, then the TOML file, then environment variables (``FRESHET_CHECKPOINT_INTERVAL``, with a double
+underscore for a dot: ``FRESHET_MODEL__N_FACTORS``), then flags; the later wins.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from serving.schema import span_ms
+from udfs import metrics, models
+from udfs.events import FIELDS
+
+ENVIRONMENT: Final = "FRESHET_"
+
+
+class SettingsError(ValueError):
+    """A setting can't be used; the message names the setting, the value and what is allowed."""
+
+
+def _span(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError("write a whole number and a unit, such as 100ms, 30s, 5m, 1h or 1d")
+    span_ms(value)
+    return value
+
+
+def _listed(value: Any) -> Any:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _path(value: Any) -> Any:
+    return Path(value).expanduser() if isinstance(value, str) else value
+
+
+def _prefix(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.:\-]{1,100}", value):
+        raise ValueError("write 1 to 100 letters, digits or any of _ . : -")
+    return value
+
+
+def _source(value: str) -> str:
+    kind, _, rest = value.partition(":")
+    if value != "generator" and not (kind == "file" and rest):
+        raise ValueError("write generator or file:PATH")
+    return value
+
+
+def _redis(value: str) -> str:
+    if value != "embedded" and not re.match(r"(redis|rediss|unix)://", value):
+        raise ValueError("write embedded, or a URL that starts with redis://, rediss:// or unix://")
+    return value
+
+
+def _metrics(value: list[str]) -> list[str]:
+    unknown = [name for name in value if name not in metrics.NAMES]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(metrics.NAMES)}")
+    return value
+
+
+def _columns(value: dict[str, str]) -> dict[str, str]:
+    unknown = [name for name in value if name not in FIELDS]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not a field of an event; there are {', '.join(FIELDS)}")
+    return value
+
+
+Span = Annotated[str, BeforeValidator(_span)]
+Folder = Annotated[Path, BeforeValidator(_path)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GeneratorSettings(_Section):
+    events: int = Field(200_000, ge=0, description="events that a run reads")
+    seed: int = Field(1, ge=0)
+    rate: float = Field(0.0, ge=0, description="events a second; 0 is unlimited")
+    interval: int = Field(1_000, ge=1, description="milliseconds of event time between events")
+    users: int = Field(2_000, ge=1)
+    items: int = Field(500, ge=1)
+    malformed: float = Field(0.01, ge=0, le=1)
+    duplicates: float = Field(0.01, ge=0, le=1)
+    late: float = Field(0.01, ge=0, le=1)
+
+
+class EventSettings(_Section):
+    max_id_bytes: int = Field(256, ge=4, le=65_536)
+    max_value: float = Field(1e15, gt=0, le=1e15, description="largest event_value, either sign")
+    max_future: Span = Field("1d", description="how far beyond the first start a timestamp may lie")
+    default_type: str = Field("auto", min_length=1, description="type of an event that names none")
+
+
+class DedupSettings(_Section):
+    horizon: Span = "1h"
+
+
+class TileSettings(_Section):
+    enabled: bool = True
+    spans: Annotated[list[Span], BeforeValidator(_listed)] = Field(["5m", "1h", "1d"], min_length=1)
+    keep: dict[str, Span] = Field({"5m": "6h", "1h": "3d", "1d": "90d"}, description="how long a tile stays in Redis")
+    event_types: Annotated[list[str], BeforeValidator(_listed)] = ["view", "click", "cart", "purchase", "rating"]
+    session_gap: Span = "30m"
+
+
+class ServingSettings(_Section):
+    seen: int = Field(100, ge=1, le=100_000, description="recent items that a user's row keeps")
+    half_life: Span = Field("7d", description="of an item's popularity")
+    expire_after: Span | None = Field(None, description="how long an entity stays in Redis after its last write")
+
+
+class RedisSettings(_Section):
+    patience: Span = Field("30s", description="how long a worker tries again while Redis is away")
+
+
+class Settings(_Section):
+    """All settings of a run, typed and within their bounds.
+
+    >>> resolve([Layer("flag --set", {"checkpoint_interval": "1s"})]).settings.checkpoint_interval
+    '1s'
+    """
+
+    source: Annotated[str, AfterValidator(_source)] = "generator"
+    format: Literal["jsonl", "csv"] | None = Field(None, description="by default the file's ending tells")
+    items: Folder | None = Field(None, description="catalogue")
+    field: Annotated[dict[str, str], AfterValidator(_columns)] = Field({}, description="our field name to yours")
+    timestamp_unit: Literal["auto", "ms", "s", "iso"] = "auto"
+    time: Literal["event", "processing"] | None = Field(None, description="by default event for bounded input")
+    model: dict[str, Any] = Field({}, description="name, parameters of the River class, clip_prediction, max_weight")
+    weight: dict[str, float] = Field({}, description="target of an event that is not a rating, by its type")
+    metrics: Annotated[list[str], BeforeValidator(_listed), AfterValidator(_metrics)] = ["MAE", "RMSE"]
+    shards: int = Field(1, ge=1, le=120)
+    parallelism: int = Field(1, ge=1, le=120)
+    redis: Annotated[str, AfterValidator(_redis)] = "embedded"
+    redis_client: RedisSettings = RedisSettings()
+    prefix: Annotated[str, AfterValidator(_prefix)] = "freshet"
+    dead_letters: Folder | None = Field(None, description="folder; by default dead-letters in state_dir")
+    state_dir: Folder = Path(".freshet")
+    fresh: bool = False
+    summary: Folder | None = None
+    checkpoint_interval: Span = "10s"
+    out_of_orderness: Span = Field("5s", description="how far behind an event may be before it is late")
+    batch_bytes: int = Field(2_000_000, ge=1, le=64_000_000, description="how much input is read and learned at once")
+    generator: GeneratorSettings = GeneratorSettings()
+    events: EventSettings = EventSettings()
+    dedup: DedupSettings = DedupSettings()
+    tiles: TileSettings = TileSettings()
+    serving: ServingSettings = ServingSettings()
+
+
+_FREE: Final = ("model", "field", "weight", "tiles.keep")  # sections whose keys are not fixed
+_MODEL_DEFAULT: Final = "biased_mf"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings of one origin, by dotted names."""
+
+    origin: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The settings, and for each that was given where it came from (others: ``default``)."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+    @property
+    def model_name(self) -> str:
+        return str(self.settings.model.get("name", _MODEL_DEFAULT))
+
+    @property
+    def model_params(self) -> dict[str, Any]:
+        own = ("name", "clip_prediction", "max_weight")
+        return {k: v for k, v in self.settings.model.items() if k not in own}
+
+    @property
+    def clip(self) -> tuple[float, float] | None:
+        bounds = self.settings.model.get("clip_prediction")
+        return None if bounds is None else (float(bounds[0]), float(bounds[1]))
+
+    @property
+    def max_weight(self) -> float:
+        return float(self.settings.model.get("max_weight", models.DEFAULT_MAX_WEIGHT))
+
+    def rows(self) -> list[tuple[str, Any, str]]:
+        """Every setting with its value and its origin, for ``freshet check``."""
+        shown = flatten(self.settings.model_dump(mode="json"))
+        for section in ("model", "weight", "field"):
+            shown.pop(section, None)
+        shown.setdefault("model.name", self.model_name)
+        return [(name, value, self.origins.get(name, "default")) for name, value in sorted(shown.items())]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """
+    >>> flatten({"model": {"n_factors": 4}, "shards": 2})
+    {'model.n_factors': 4, 'shards': 2}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def toml_layer(path: Path) -> Layer:
+    try:
+        with path.open("rb") as file:
+            return Layer(str(path), flatten(tomllib.load(file)))
+    except OSError as error:
+        raise SettingsError(f"--config {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"--config {path} is not TOML: {error}") from error
+
+
+def environment_layer(environ: Mapping[str, str]) -> Layer:
+    named = {
+        key.removeprefix(ENVIRONMENT).lower().replace("__", "."): value
+        for key, value in environ.items()
+        if key.startswith(ENVIRONMENT)
+    }
+    return Layer("environment", named)
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """
+    >>> assignment("model.n_factors=16")
+    ('model.n_factors', '16')
+    """
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise SettingsError(f"--set {text}: write KEY=VALUE")
+    return name.strip(), value.strip()
+
+
+def resolve(layers: Sequence[Layer]) -> Resolved:
+    """The settings that the layers give, the later over the earlier.
+
+    Raises
+    ------
+    SettingsError
+        For an unknown name or a value that is not allowed; it says where it came from.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for name, value in layer.values.items():
+            merged[name] = value
+            origins[name] = layer.origin
+    tree: dict[str, Any] = {}
+    for name, value in merged.items():
+        _known(name, value, origins[name])
+        section = next((s for s in _FREE if name.startswith(f"{s}.")), None)
+        path = [*section.split("."), name[len(section) + 1 :]] if section else name.split(".")
+        branch = tree
+        for part in path[:-1]:
+            branch = branch.setdefault(part, {})
+        branch[path[-1]] = _model_value(path[-1], value) if section == "model" else value
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(_first_error(error, origins)) from error
+    resolved = Resolved(settings, origins)
+    _check_together(resolved)
+    return resolved
+
+
+def _known(name: str, value: Any, origin: str) -> None:
+    """Names are checked before values, so that a misspelt section is named whole."""
+    if any(name.startswith(f"{section}.") for section in _FREE):
+        return
+    fields: Any = Settings.model_fields
+    for part in name.split("."):
+        if part not in fields:
+            raise SettingsError(f"{name} (from {origin}): there is no such setting; known here: {', '.join(fields)}")
+        inner = fields[part].annotation
+        is_section = isinstance(inner, type) and issubclass(inner, BaseModel)
+        fields = inner.model_fields if is_section else {}
+    if fields and not isinstance(value, Mapping):
+        raise SettingsError(f"{name} (from {origin}): {value!r} is not a section; it has {', '.join(fields)}")
+
+
+def _model_value(name: str, value: Any) -> Any:
+    """Model parameters have no fixed types: text from a flag becomes the number that it reads as."""
+    if name == "clip_prediction":
+        value = _listed(value)
+        try:
+            low, high = (float(bound) for bound in value)
+        except (TypeError, ValueError):
+            low, high = 1.0, 0.0
+        if low >= high:
+            raise SettingsError(f"model.clip_prediction: {value!r} is not two numbers LOW,HIGH with LOW < HIGH")
+        return [low, high]
+    if not isinstance(value, str):
+        return value
+    for read in (int, float):
+        try:
+            return read(value)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(value.lower(), value)
+
+
+def _first_error(error: ValidationError, origins: Mapping[str, str]) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    origin = next((o for n, o in origins.items() if n == name or name.startswith(f"{n}.")), "default")
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{name} (from {origin}): {first['input']!r} is not allowed: {message}"
+
+
+def _check_together(resolved: Resolved) -> None:
+    """What only shows when settings are taken together."""
+    settings = resolved.settings
+    if settings.parallelism > settings.shards and settings.parallelism > 1:
+        # Allowed: tiles still gain from it; the learner has no more than its shards.
+        pass
+    name, max_weight = resolved.model_name, settings.model.get("max_weight", models.DEFAULT_MAX_WEIGHT)
+    if isinstance(max_weight, bool) or not isinstance(max_weight, int | float) or not 0 < max_weight < 1e150:
+        raise SettingsError(f"model.max_weight: {max_weight!r} is not a number between 0 and 1e150")
+    try:
+        models.build(name, resolved.model_params, float(max_weight))
+    except models.ModelError as error:
+        raise SettingsError(str(error)) from error
+    spans = settings.tiles.spans
+    sizes = [span_ms(span) for span in spans]
+    if sizes != sorted(set(sizes)) or any(large % sizes[0] for large in sizes):
+        raise SettingsError(f"tiles.spans: {spans} must grow, each a multiple of the first")
+    if any(span_ms("1d") % size and size % span_ms("1d") for size in sizes):
+        raise SettingsError(f"tiles.spans: each of {spans} must divide a day or be whole days, so that windows align")

@@ -1,0 +1,152 @@
+"""What a state folder remembers between runs, and whether a run may go on from it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from flink_jobs.settings import SettingsError
+
+LAYOUT: Final = 1
+
+
+class StateError(RuntimeError):
+    """The state folder can't be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One file that says what the folder holds.
+
+    Attributes
+    ----------
+    epoch
+        Milliseconds at which this state was born: it orders versions in Redis over fresh starts.
+    part
+        How many inputs have ended in this state.
+    source
+        Of the last run; ``ended`` says whether its input did.
+    fixed
+        Settings that the state depends on, and so must stay.
+    savepoint
+        Of the last stop; a newer checkpoint goes before it.
+    """
+
+    epoch: int
+    prefix: str
+    fixed: dict[str, Any]
+    part: int = 0
+    source: str = ""
+    ended: bool = True
+    future_bound: int = 0
+    savepoint: str | None = None
+    runs: int = 0
+    layout: int = field(default=LAYOUT)
+
+
+class StateFolder:
+    """A folder with the embedded Redis, savepoints, checkpoints and the manifest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.redis = self.path / "redis"
+        self.savepoints = self.path / "savepoints"
+        self.checkpoints = self.path / "checkpoints"
+        self.logs = self.path / "log"
+        self._manifest = self.path / "manifest.json"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process.
+
+        Raises
+        ------
+        StateError
+            If another run holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StateError(f"another run is using {self.path}; wait for it, or give --state-dir") from error
+            yield
+
+    def load(self) -> Manifest | None:
+        if not self._manifest.exists():
+            return None
+        try:
+            stored = orjson.loads(self._manifest.read_bytes())
+            if stored["layout"] != LAYOUT:
+                raise StateError(
+                    f"{self._manifest} has layout {stored['layout']}, this freshet reads {LAYOUT}: "
+                    "use the version that wrote it, or start anew with --fresh"
+                )
+            return Manifest(**stored)
+        except (orjson.JSONDecodeError, TypeError, KeyError) as error:
+            raise StateError(f"{self._manifest} is damaged ({error}); --fresh starts anew") from error
+
+    def store(self, manifest: Manifest) -> None:
+        """Replaces the manifest as a whole, or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        scratch = self._manifest.with_suffix(".new")
+        with scratch.open("wb") as file:
+            file.write(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(self._manifest)
+
+    def clear(self) -> None:
+        """Forgets the learned state, but not the embedded Redis, which has other prefixes too."""
+        for folder in (self.savepoints, self.checkpoints):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._manifest.unlink(missing_ok=True)
+
+    def newest_snapshot(self, manifest: Manifest) -> str | None:
+        """The savepoint of the last stop, or a completed checkpoint that is newer: the run did not end well."""
+        candidates = [Path(manifest.savepoint)] if manifest.savepoint else []
+        candidates += [p.parent for p in self.checkpoints.glob("*/chk-*/_metadata")]
+        alive = [p for p in candidates if (p / "_metadata").exists()]
+        if manifest.savepoint and Path(manifest.savepoint) not in alive:
+            raise StateError(f"the savepoint {manifest.savepoint} is gone; bring it back, or start anew with --fresh")
+        return str(max(alive, key=lambda p: (p / "_metadata").stat().st_mtime_ns)) if alive else None
+
+    def drop_snapshots_but(self, keep: str) -> None:
+        """Removes what a newer savepoint has replaced."""
+        for path in self.savepoints.glob("savepoint-*"):
+            if path != Path(keep):
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self.checkpoints.glob("*"):
+            if path not in Path(keep).parents:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def may_go_on(manifest: Manifest, fixed: dict[str, Any], source: str) -> Manifest:
+    """The manifest of a run that goes on from ``manifest`` with these settings.
+
+    Raises
+    ------
+    SettingsError
+        If the state was learned with other settings, or its input has not ended and this is another.
+    """
+    for name, before in manifest.fixed.items():
+        now = fixed.get(name)
+        if now != before:
+            raise SettingsError(
+                f"{name}: the state was learned with {before!r}, this run has {now!r}: "
+                "set it as it was, give another --state-dir, or start anew with --fresh"
+            )
+    if not manifest.ended and manifest.source != source:
+        raise SettingsError(
+            f"source: the state stopped in the middle of {manifest.source!r}, and its open windows belong to it; "
+            f"finish that first (the same --source again), or start anew with --fresh, before {source!r}"
+        )
+    return replace(manifest, source=source, ended=False, runs=manifest.runs + 1)

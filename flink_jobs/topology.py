@@ -1,0 +1,132 @@
+"""The job, top to bottom:
+
+    source -> intake -> learn (publishes what it learned) ---------------> Redis
+                 |  \\-> windows (SQL) -> gathered tiles -> publish ------> Redis
+                 |
+                 \\----- and learn ---> dead letters ----------------------> files
+
+Both ends are arguments: production, tests and benchmarks run this same topology.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pyflink.common import Encoder, Types
+from pyflink.datastream import DataStream, StreamExecutionEnvironment
+from pyflink.datastream.connectors.file_system import (
+    BucketAssigner,
+    FileSink,
+    OutputFileConfig,
+    RollingPolicy,
+)
+from pyflink.table import StreamTableEnvironment
+
+from flink_jobs.shardkeys import shard_keys
+from flink_jobs.uids import pin_uids
+from flink_jobs.windows import Windows, gathered_windows
+from udfs.functions import (
+    BATCH_TYPE,
+    DEAD_LETTERS,
+    TILE_FEED,
+    IntakeFunction,
+    LearnFunction,
+    PublishTilesFunction,
+)
+from udfs.intake import IntakeConfig
+from udfs.learner import LearnerConfig
+from udfs.models import RowModel
+from udfs.names import Uid
+from udfs.publisher import Publisher
+
+
+_STRING = Types.STRING()
+_NOTHING = Types.INT()  # operators at the end of the job give nothing, but must have a type
+
+
+class Source(Protocol):
+    """Where chunks come from. A Kafka source joins here."""
+
+    position_names: tuple[str, str]
+    merged: bool
+
+    def chunks(self, env: StreamExecutionEnvironment, table_env: StreamTableEnvironment) -> DataStream:
+        """A stream of :data:`udfs.functions.CHUNK_TYPE`: rows of a log's name and an encoded chunk."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the topology is made of.
+
+    Attributes
+    ----------
+    part
+        How many inputs ended before this one: windows are new with each.
+    keep
+        For each span of a tile, the milliseconds that it stays in Redis.
+    """
+
+    source: Source
+    intake: IntakeConfig
+    learner: LearnerConfig
+    model: Callable[[], RowModel]
+    publisher: Callable[[], Publisher]
+    windows: Windows | None
+    keep: Mapping[str, int]
+    dead_letters: str
+    shards: int
+    part: int
+
+
+def build(env: StreamExecutionEnvironment, table_env: StreamTableEnvironment, job: Job) -> None:
+    """Adds the whole job to the environment."""
+    keys = shard_keys(job.shards)
+    chunks = job.source.chunks(env, table_env)
+    decided = _intake(chunks, job, keys)
+    learned = _learn(decided, job, keys)
+    letters = decided.get_side_output(DEAD_LETTERS).union(learned.get_side_output(DEAD_LETTERS))
+    _write_dead_letters(letters, job.dead_letters)
+    if job.windows is not None:
+        _publish_tiles(table_env, decided.get_side_output(TILE_FEED), job, job.windows)
+
+
+def _intake(chunks: DataStream, job: Job, keys: Sequence[str]) -> DataStream:
+    function = IntakeFunction(job.intake, list(keys), job.publisher)
+    return (
+        chunks.key_by(_first, key_type=_STRING)
+        .process(function, BATCH_TYPE)
+        .uid(Uid.INTAKE)
+        .name("intake")
+        .set_parallelism(1)
+    )
+
+
+def _learn(batches: DataStream, job: Job, keys: Sequence[str]) -> DataStream:
+    function = LearnFunction(job.learner, job.model, list(keys), job.intake.epoch, job.publisher)
+    return batches.key_by(_first, key_type=_STRING).process(function, _NOTHING).uid(Uid.LEARN).name("learn")
+
+
+def _publish_tiles(table_env: StreamTableEnvironment, feed: DataStream, job: Job, windows: Windows) -> None:
+    results = gathered_windows(table_env, feed, windows)
+    pin_uids(results, f"{Uid.TILES}-{job.part}")
+    function = PublishTilesFunction(job.keep, list(windows.event_types), job.part, job.publisher)
+    results.process(function, _NOTHING).uid(f"{Uid.TILES}-{job.part}-publish").name("publish tiles")
+
+
+def _write_dead_letters(letters: DataStream, folder: str) -> None:
+    sink = (
+        FileSink.for_row_format(folder, Encoder.simple_string_encoder())
+        .with_bucket_assigner(BucketAssigner.base_path_bucket_assigner())
+        .with_rolling_policy(RollingPolicy.on_checkpoint_rolling_policy())
+        .with_output_file_config(
+            OutputFileConfig.builder().with_part_prefix("dead-letters").with_part_suffix(".jsonl").build()
+        )
+        .build()
+    )
+    letters.sink_to(sink).uid(Uid.DEAD_LETTERS).name("dead letters").set_parallelism(1)
+
+
+def _first(row: Any) -> str:
+    return str(row[0])

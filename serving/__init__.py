@@ -1,0 +1,28 @@
+"""What a serving app imports: look-ups of what the job has learned, and the Redis schema. No PyFlink, no River."""
+
+from serving.client import (
+    Client,
+    ItemState,
+    Learned,
+    ModelHeader,
+    Recommendation,
+    Recommendations,
+    Session,
+    Unreachable,
+    UserState,
+)
+from serving.schema import Keys, Tile
+
+__all__ = [
+    "Client",
+    "ItemState",
+    "Keys",
+    "Learned",
+    "ModelHeader",
+    "Recommendation",
+    "Recommendations",
+    "Session",
+    "Tile",
+    "Unreachable",
+    "UserState",
+]

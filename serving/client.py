@@ -1,0 +1,436 @@
+"""Look-ups for a serving app: state of users and items, scores, recommendations.
+
+Needs Redis and numpy, and nothing of the job. No look-up creates state; an unknown id gives None or an empty
+answer; a Redis that can't be reached gives one :class:`Unreachable`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, ParamSpec, TypeVar
+
+import numpy as np
+import orjson
+import redis
+
+from serving.connection import connect, without_password
+from serving.schema import Field, Keys, Tile, decode_tiles, decode_vector, sharded, window
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Vector = np.ndarray[Any, Any]
+
+_BATCH: Final = 5_000
+
+
+class Unreachable(ConnectionError):
+    """Redis can't be reached, or does not answer; the message says which."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a shard learned of an entity.
+
+    Attributes
+    ----------
+    vector
+        Latent factors, shape ``(n_factors,)``; empty where the model has none.
+    count
+        Events learned.
+    updated_at
+        Time of the newest of them, epoch milliseconds.
+    version
+        Grows with every change.
+    popularity
+        Items only: orders items by decayed popularity at any moment.
+    """
+
+    vector: Vector
+    bias: float
+    count: int
+    updated_at: int
+    version: str
+    popularity: float | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A user's last closed session: times in epoch milliseconds; ``distinct`` counts its items."""
+
+    start: int
+    end: int
+    events: int
+    distinct: int
+
+
+@dataclass(frozen=True)
+class UserState:
+    user_id: str
+    shard: int | None
+    learned: Learned | None
+    seen: Sequence[str]
+    tiles: Mapping[str, Mapping[int, Tile]]
+    session: Session | None
+
+    def last(self, span: str, as_of: int) -> Tile:
+        """What the user did in the last ``span`` (such as ``1h``) before ``as_of`` (ms): closed windows only."""
+        return window(self.tiles, span, as_of)
+
+
+@dataclass(frozen=True)
+class ItemState:
+    """``learned`` is by shard, since the factor spaces of shards are not comparable."""
+
+    item_id: str
+    learned: Mapping[int, Learned]
+    catalogue: Mapping[str, Any] | None
+    tiles: Mapping[str, Mapping[int, Tile]]
+
+    def last(self, span: str, as_of: int) -> Tile:
+        """What happened to the item in the last ``span`` before ``as_of`` (ms): closed windows only."""
+        return window(self.tiles, span, as_of)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    item_id: str
+    score: float
+    catalogue: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """``known`` is False for a user of whom nothing was learned, who gets what is popular now."""
+
+    user_id: str
+    known: bool
+    items: Sequence[Recommendation]
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """A shard's header."""
+
+    model: str
+    global_mean: float
+    n_factors: int
+    shards: int
+    summary: Mapping[str, Any]
+
+
+def _reaching(method: Callable[P, T]) -> Callable[P, T]:
+    """Turns every way in which Redis can be away into one error."""
+
+    @functools.wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+            client: Any = args[0]
+            raise Unreachable(f"Redis at {client.where} does not answer: {error}") from error
+
+    return wrapped
+
+
+class Client:
+    """Looks up what a job has learned.
+
+    Parameters
+    ----------
+    connection
+        A redis-py client (any that does not decode responses), or a URL.
+    prefix
+        As the job was given it.
+
+    Examples
+    --------
+    >>> client = Client("redis://localhost:6379")                    # doctest: +SKIP
+    >>> client.user("42").last("1h", as_of=1704067200000).events     # doctest: +SKIP
+    3
+    >>> [r.item_id for r in client.recommend("42", k=10).items]      # doctest: +SKIP
+    ['7', '19', ...]
+    """
+
+    def __init__(self, connection: Any, prefix: str = "freshet") -> None:
+        self.where = without_password(connection) if isinstance(connection, str) else "the given connection"
+        self._redis = connect(connection) if isinstance(connection, str) else connection
+        self.keys = Keys(prefix)
+        self._matrices: dict[int, _ItemMatrix] = {}
+
+    # --------------------------------------------------------------------------------------- entities
+
+    def user(self, user_id: str) -> UserState | None:
+        """A user's state; None if unknown."""
+        return self.users([user_id])[user_id]
+
+    def item(self, item_id: str) -> ItemState | None:
+        """An item's state; None if unknown."""
+        return self.items([item_id])[item_id]
+
+    @_reaching
+    def users(self, user_ids: Sequence[str]) -> dict[str, UserState | None]:
+        """Many users in one round trip."""
+        hashes = self._hashes([self.keys.user(user_id) for user_id in user_ids])
+        return {u: _user(u, fields) if fields else None for u, fields in zip(user_ids, hashes, strict=True)}
+
+    @_reaching
+    def items(self, item_ids: Sequence[str]) -> dict[str, ItemState | None]:
+        """Many items in one round trip."""
+        hashes = self._hashes([self.keys.item(item_id) for item_id in item_ids])
+        return {i: _item(i, fields) if fields else None for i, fields in zip(item_ids, hashes, strict=True)}
+
+    @_reaching
+    def header(self, shard: int = 0) -> ModelHeader | None:
+        """A shard's header; None before it has learned anything."""
+        fields = self._redis.hgetall(self.keys.model(shard))
+        if not fields:
+            return None
+        return ModelHeader(
+            model=orjson.loads(fields[b"summary"]).get("model", ""),
+            global_mean=float(fields[b"global_mean"]),
+            n_factors=int(fields[b"n_factors"]),
+            shards=int(fields[b"shards"]),
+            summary=orjson.loads(fields[b"summary"]),
+        )
+
+    @_reaching
+    def known_items(self) -> set[str]:
+        """The ids of all items that were learned."""
+        header = self.header()
+        shards = range(header.shards if header else 0)
+        return {member.decode() for s in shards for member in self._redis.zrange(self.keys.items(s), 0, -1)}
+
+    def _hashes(self, keys: Sequence[str]) -> list[dict[bytes, bytes]]:
+        pipe = self._redis.pipeline(transaction=False)
+        for key in keys:
+            pipe.hgetall(key)
+        answers: list[dict[bytes, bytes]] = pipe.execute()
+        return answers
+
+    # ---------------------------------------------------------------------------------------- ranking
+
+    @_reaching
+    def score(self, user_id: str, item_ids: Sequence[str]) -> dict[str, float | None]:
+        """The model's prediction for a user and each item: global mean, biases, and the product of the vectors.
+
+        None for items that the user's shard does not know, and for all where the user is unknown. Computed
+        from FLOAT32 vectors.
+        """
+        user = self.user(user_id)
+        header = self.header(user.shard) if user and user.shard is not None else None
+        if user is None or user.learned is None or user.shard is None or header is None:
+            return dict.fromkeys(item_ids)
+        scores: dict[str, float | None] = {}
+        for item_id, item in self.items(item_ids).items():
+            learned = item.learned.get(user.shard) if item else None
+            scores[item_id] = (
+                None
+                if learned is None
+                else header.global_mean
+                + user.learned.bias
+                + learned.bias
+                + float(user.learned.vector.astype("f8") @ learned.vector.astype("f8"))
+            )
+        return scores
+
+    @_reaching
+    def recommend(self, user_id: str, k: int = 10, *, exclude_seen: bool = True) -> Recommendations:
+        """The ``k`` items that the model predicts highest for a user, over all items that were learned.
+
+        Exact. Items that the user is known to have consumed are left out. A user of whom nothing was learned
+        gets the items with the highest decayed popularity.
+        """
+        user = self.user(user_id)
+        if user is None or user.learned is None or user.shard is None:
+            return Recommendations(user_id, False, self._popular(k))
+        matrix = self._matrix(user.shard)
+        header = self.header(user.shard)
+        if header is None or not matrix.ids:
+            return Recommendations(user_id, True, [])
+        scores = matrix.biases + (header.global_mean + user.learned.bias)
+        if matrix.vectors.shape[1]:
+            scores = scores + matrix.vectors @ user.learned.vector
+        excluded = user.seen if exclude_seen else ()
+        return Recommendations(user_id, True, self._best(matrix, scores, excluded, k))
+
+    @_reaching
+    def similar(self, item_id: str, k: int = 10) -> Sequence[Recommendation] | None:
+        """The ``k`` items whose vectors have the highest cosine with this item's; None if it is unknown.
+
+        With several shards, in the shard that learned the item from the most events. Empty where the model
+        has no factors.
+        """
+        item = self.item(item_id)
+        if item is None:
+            return None
+        if not item.learned:
+            return []
+        shard = max(item.learned, key=lambda s: (item.learned[s].count, -s))
+        matrix = self._matrix(shard)
+        vector = item.learned[shard].vector
+        if not matrix.ids or not vector.size:
+            return []
+        lengths = matrix.lengths * float(np.linalg.norm(vector))
+        cosines = np.divide(matrix.vectors @ vector, lengths, out=np.zeros(len(matrix.ids)), where=lengths > 0)
+        return self._best(matrix, cosines, (item_id,), k)
+
+    def _popular(self, k: int) -> list[Recommendation]:
+        header = self.header()
+        totals: dict[str, float] = {}
+        for shard in range(header.shards if header else 0):
+            matrix = self._matrix(shard)
+            for item_id, value in zip(matrix.ids, matrix.popularity.tolist(), strict=True):
+                # The sums behind the logarithms add up over shards.
+                totals[item_id] = float(np.logaddexp2(totals.get(item_id, -np.inf), value))
+        best = sorted(totals, key=lambda i: (-totals[i], i))[:k]
+        return self._with_catalogue(best, [totals[i] for i in best])
+
+    def _best(self, matrix: _ItemMatrix, scores: Vector, excluded: Sequence[str], k: int) -> list[Recommendation]:
+        scores = np.array(scores, dtype="f8")
+        rows = [row for item_id in excluded if (row := matrix.rows.get(item_id)) is not None]
+        scores[rows] = -np.inf
+        k = min(max(k, 0), len(matrix.ids) - len(rows))
+        if k == 0:
+            return []
+        top = np.argpartition(-scores, k - 1)[:k]
+        # Equal scores in the order of their ids, so that the same state gives the same answer.
+        order = sorted(top.tolist(), key=lambda row: (-scores[row], matrix.ids[row]))
+        return self._with_catalogue([matrix.ids[row] for row in order], [float(scores[row]) for row in order])
+
+    def _with_catalogue(self, item_ids: Sequence[str], scores: Sequence[float]) -> list[Recommendation]:
+        pipe = self._redis.pipeline(transaction=False)
+        for item_id in item_ids:
+            pipe.hget(self.keys.item(item_id), Field.CATALOGUE)
+        blobs = pipe.execute()
+        return [
+            Recommendation(item_id, score, orjson.loads(blob) if blob else None)
+            for item_id, score, blob in zip(item_ids, scores, blobs, strict=True)
+        ]
+
+    def _matrix(self, shard: int) -> _ItemMatrix:
+        matrix = self._matrices.get(shard)
+        if matrix is None:
+            header = self.header(shard)
+            matrix = self._matrices[shard] = _ItemMatrix(shard, header.shards if header else 1)
+        matrix.refresh(self._redis, self.keys)
+        return matrix
+
+
+class _ItemMatrix:
+    """All items of a shard as arrays, brought up to date by what changed since the last look."""
+
+    def __init__(self, shard: int, shards: int) -> None:
+        self._shard = shard
+        self._fields = [
+            sharded(f, shard, shards) for f in (Field.VECTOR, Field.BIAS, Field.POPULARITY, Field.VERSION)
+        ]
+        self._clear()
+
+    def _clear(self) -> None:
+        self.ids: list[str] = []
+        self.rows: dict[str, int] = {}
+        self._vectors = np.empty((0, 0), dtype="f4")
+        self._biases = np.empty(0)
+        self._popularity = np.empty(0)
+        self._seq = -1.0
+        self._epoch = b""
+
+    @property
+    def vectors(self) -> Vector:
+        """Shape ``(n_items, n_factors)``."""
+        return self._vectors[: len(self.ids)]
+
+    @property
+    def lengths(self) -> Vector:
+        """Euclidean lengths of the vectors."""
+        return np.linalg.norm(self.vectors, axis=1)
+
+    @property
+    def biases(self) -> Vector:
+        return self._biases[: len(self.ids)]
+
+    @property
+    def popularity(self) -> Vector:
+        return self._popularity[: len(self.ids)]
+
+    def refresh(self, connection: Any, keys: Keys) -> None:
+        version = connection.hget(keys.model(self._shard), Field.VERSION) or b""
+        epoch = version.partition(b".")[0]
+        if epoch != self._epoch:
+            # The job was started anew: what it knew before is gone.
+            self._clear()
+            self._epoch = epoch
+        changed = connection.zrangebyscore(keys.items(self._shard), f"({self._seq}", "+inf", withscores=True)
+        for start in range(0, len(changed), _BATCH):
+            part = changed[start : start + _BATCH]
+            pipe = connection.pipeline(transaction=False)
+            for member, _ in part:
+                pipe.hmget(keys.item(member.decode()), self._fields)
+            for (member, score), (vector, bias, popularity, _) in zip(part, pipe.execute(), strict=True):
+                if bias is not None:
+                    self._put(member.decode(), decode_vector(vector), float(bias), float(popularity))
+                self._seq = max(self._seq, score)
+
+    def _put(self, item_id: str, vector: Vector, bias: float, popularity: float) -> None:
+        row = self.rows.get(item_id)
+        if row is None:
+            row = self.rows[item_id] = len(self.ids)
+            self.ids.append(item_id)
+            if row >= len(self._biases):
+                size = max(1_024, 2 * row)
+                grown = np.zeros((size, vector.size), dtype="f4")
+                grown[:row] = self._vectors[:row] if row else grown[:row]
+                self._vectors = grown
+                self._biases = np.concatenate([self._biases, np.zeros(size - row)])
+                self._popularity = np.concatenate([self._popularity, np.zeros(size - row)])
+        self._vectors[row] = vector
+        self._biases[row] = bias
+        self._popularity[row] = popularity
+
+
+def _learned(fields: Mapping[bytes, bytes], suffix: str) -> Learned | None:
+    def get(name: str) -> bytes | None:
+        return fields.get(f"{name}{suffix}".encode())
+
+    bias, count, updated_at, version = get(Field.BIAS), get(Field.COUNT), get(Field.UPDATED_AT), get(Field.VERSION)
+    if bias is None or count is None or updated_at is None or version is None:
+        return None
+    popularity = get(Field.POPULARITY)
+    return Learned(
+        vector=decode_vector(get(Field.VECTOR)),
+        bias=float(bias),
+        count=int(count),
+        updated_at=int(updated_at),
+        version=version.decode(),
+        popularity=float(popularity) if popularity is not None else None,
+    )
+
+
+def _user(user_id: str, fields: Mapping[bytes, bytes]) -> UserState:
+    session = orjson.loads(fields[b"session"]) if b"session" in fields else None
+    return UserState(
+        user_id=user_id,
+        shard=int(fields[b"shard"]) if b"shard" in fields else None,
+        learned=_learned(fields, ""),
+        seen=orjson.loads(fields.get(b"seen", b"[]")),
+        tiles=decode_tiles(fields),
+        session=Session(session["start"], session["end"], session["n"], session["distinct"]) if session else None,
+    )
+
+
+def _item(item_id: str, fields: Mapping[bytes, bytes]) -> ItemState:
+    suffixes = {0: ""} if Field.VERSION.encode() in fields else {}
+    for name in fields:
+        if name.startswith(b"version:"):
+            shard = int(name.partition(b":")[2])
+            suffixes[shard] = f":{shard}"
+    learned = {shard: state for shard, suffix in suffixes.items() if (state := _learned(fields, suffix)) is not None}
+    catalogue = fields.get(Field.CATALOGUE.encode())
+    return ItemState(
+        item_id=item_id,
+        learned=learned,
+        catalogue=orjson.loads(catalogue) if catalogue else None,
+        tiles=decode_tiles(fields),
+    )

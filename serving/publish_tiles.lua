@@ -1,0 +1,38 @@
+-- Writes closed windows of many entities and prunes old ones. A tile is a whole value, so writing it again
+-- changes nothing. KEYS: the hashes. ARGV[1]: milliseconds to live, 0 for ever; ARGV[2]: number of spans, then
+-- name and milliseconds to keep of each; then for each key: number of tiles, then for each tile its span,
+-- start, field and value; then the end of its session and the session, both empty where there is none.
+local ttl, spans, at = tonumber(ARGV[1]), tonumber(ARGV[2]), 3
+local keep = {}
+for _ = 1, spans do
+  keep[ARGV[at]] = tonumber(ARGV[at + 1])
+  at = at + 2
+end
+for k = 1, #KEYS do
+  local key, count, newest = KEYS[k], tonumber(ARGV[at]), 0
+  at = at + 1
+  for _ = 1, count do
+    local start = tonumber(ARGV[at + 1])
+    if start > newest then newest = start end
+    redis.call('HSET', key, ARGV[at + 2], ARGV[at + 3])
+    at = at + 4
+  end
+  local ended, session = ARGV[at], ARGV[at + 1]
+  at = at + 2
+  if session ~= '' then
+    local known = redis.call('HGET', key, 'session_end')
+    if not known or tonumber(known) <= tonumber(ended) then
+      redis.call('HSET', key, 'session_end', ended, 'session', session)
+    end
+  end
+  if count > 0 then
+    local old = {}
+    for _, field in ipairs(redis.call('HKEYS', key)) do
+      local span, start = string.match(field, '^t:(%w+):(%d+)')
+      if span and keep[span] and tonumber(start) < newest - keep[span] then old[#old + 1] = field end
+    end
+    if #old > 0 then redis.call('HDEL', key, unpack(old)) end
+  end
+  if ttl > 0 then redis.call('PEXPIRE', key, ttl) end
+end
+return #KEYS

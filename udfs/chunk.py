@@ -1,0 +1,64 @@
+"""A chunk: consecutive lines of a log on their way to the job, with where each of them stands.
+
+Sources hand over chunks of raw lines, so that what crosses between the JVM and Python crosses in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+
+@dataclass(frozen=True)
+class Run:
+    """``count`` lines in a row of one file or partition; ``first`` is the position of the first."""
+
+    source: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Lines without their terminators, and the runs that say where they come from.
+
+    Attributes
+    ----------
+    runs
+        Cover ``lines`` in order.
+    lines
+        Raw bytes; none holds a line feed. Blank ones count as positions, not as records.
+    headers
+        For CSV: the column names of each source in ``runs``.
+    ended
+        The input is complete: nothing follows until the job is given more.
+    """
+
+    runs: Sequence[Run]
+    lines: Sequence[bytes]
+    headers: dict[str, list[str]] = field(default_factory=dict)
+    ended: bool = False
+
+    def encode(self) -> bytes:
+        """One JSON line that describes the chunk, then the lines.
+
+        >>> chunk = Chunk([Run("a.jsonl", 1, 2)], [b"{}", b"[]"])
+        >>> Chunk.decode(chunk.encode()) == chunk
+        True
+        """
+        about = {
+            "runs": [[run.source, run.first, run.count] for run in self.runs],
+            "headers": self.headers,
+            "ended": self.ended,
+        }
+        return orjson.dumps(about) + b"\n" + b"\n".join(self.lines)
+
+    @classmethod
+    def decode(cls, blob: bytes) -> Chunk:
+        about_line, _, body = blob.partition(b"\n")
+        about = orjson.loads(about_line)
+        runs = [Run(*run) for run in about["runs"]]
+        lines = body.split(b"\n") if any(run.count for run in runs) else []
+        return cls(runs, lines, about["headers"], about["ended"])

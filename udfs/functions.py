@@ -1,0 +1,198 @@
+"""The PyFlink shells: each translates between Flink's elements and state and a plain object, and decides nothing.
+
+State is stored by an element, before the element is done: PyFlink sends the writes when the bundle ends, which
+is before the checkpoint barrier.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from pyflink.common import Row, Types
+from pyflink.datastream import KeyedProcessFunction, OutputTag, ProcessFunction, RuntimeContext
+from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
+
+from udfs.batch import Batch
+from udfs.chunk import Chunk
+from udfs.intake import Intake, IntakeConfig
+from udfs.learner import Learned, Learner, LearnerConfig
+from udfs.models import RowModel
+from udfs.names import State
+from udfs.publisher import Publisher, all_rows, learned_entities, tile_entities
+from udfs.reading import Feed
+
+BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
+
+CHUNK_TYPE: Final = Types.ROW_NAMED(["log", "chunk"], [Types.STRING(), BYTES])
+BATCH_TYPE: Final = Types.ROW_NAMED(["shard_key", "batch"], [Types.STRING(), BYTES])
+TILE_FEED: Final = OutputTag("tile-feed", Types.ROW_NAMED(["events", "watermark"], [Types.STRING(), Types.LONG()]))
+DEAD_LETTERS: Final = OutputTag("dead-letters", Types.STRING())
+
+
+class ReadFunction(KeyedProcessFunction):
+    """Reads a bounded log that lives outside Flink, chunk by chunk, at its own pace.
+
+    Flink has no Python sources. Here a timer that sets itself again is one: each time it fires, the next
+    chunk is read, and the position after it is kept in keyed state, so the two are checkpointed together. The
+    element that comes in is only a heartbeat, which sets the first timer of each process.
+    """
+
+    def __init__(self, open_feed: Callable[[], Feed]) -> None:
+        self._open_feed = open_feed
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._position = runtime_context.get_state(ValueStateDescriptor(State.POSITION, BYTES))
+        self._feed: Feed | None = None
+
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> None:
+        if self._feed is None:
+            self._feed = self._open_feed()
+            self._feed.seek(self._position.value())
+            self._again(ctx)
+
+    def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterator[Row]:
+        feed = self._feed
+        if feed is None:
+            # A timer of the process before this one; the heartbeat will set ours.
+            return
+        chunk = feed.read()
+        if chunk is not None:
+            self._position.update(feed.position())
+            yield Row(ctx.get_current_key(), chunk.encode())
+        if not feed.ended:
+            self._again(ctx)
+
+    def _again(self, ctx: Any) -> None:
+        assert self._feed is not None
+        service = ctx.timer_service()
+        service.register_processing_time_timer(service.current_processing_time() + self._feed.pause())
+
+
+class IntakeFunction(KeyedProcessFunction):
+    """Chunks of a log in; batches for the shards, the tile feed and dead letters out."""
+
+    def __init__(self, config: IntakeConfig, shard_keys: list[str], publisher: Callable[[], Publisher]) -> None:
+        self._config = config
+        self._shard_keys = shard_keys
+        self._make_publisher = publisher
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._header = runtime_context.get_state(ValueStateDescriptor(State.INTAKE_HEADER, BYTES))
+        self._blobs = runtime_context.get_map_state(MapStateDescriptor(State.INTAKE_BLOBS, Types.STRING(), BYTES))
+        self._intake: Intake | None = None
+        self._publisher = self._make_publisher()
+
+    def close(self) -> None:
+        self._publisher.close()
+
+    def process_element(self, value: Row, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
+        intake = self._intake or self._restored()
+        result = intake.process(Chunk.decode(value[1]), time.time_ns() // 1_000_000)
+        for name, blob in result.puts.items():
+            self._blobs.put(name, blob)
+        for name in result.removes:
+            self._blobs.remove(name)
+        self._header.update(intake.header)
+        self._publisher.ledger(intake.ledger_fields())
+        if result.dead_letters:
+            yield DEAD_LETTERS, "\n".join(result.dead_letters)
+        if result.tile_feed is not None:
+            yield TILE_FEED, Row(result.tile_feed, result.watermark)
+        for shard, batch in result.batches.items():
+            yield Row(self._shard_keys[shard], batch)
+
+    def _restored(self) -> Intake:
+        self._intake = Intake(self._config)
+        header = self._header.value()
+        if header is not None:
+            self._intake.restore(header, self._blobs.items())
+        return self._intake
+
+
+class LearnFunction(KeyedProcessFunction):
+    """Batches of a shard in; what was learned out, as a group of touched rows, and dead letters."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        model: Callable[[], RowModel],
+        shard_keys: list[str],
+        epoch: int,
+        publisher: Callable[[], Publisher],
+    ) -> None:
+        self._config = config
+        self._make_model = model
+        self._shard_of = {key: shard for shard, key in enumerate(shard_keys)}
+        self._epoch = epoch
+        self._make_publisher = publisher
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._header = runtime_context.get_state(ValueStateDescriptor(State.LEARNER_HEADER, BYTES))
+        self._rows = runtime_context.get_map_state(MapStateDescriptor(State.ROWS, Types.STRING(), BYTES))
+        self._waiting = runtime_context.get_map_state(MapStateDescriptor(State.WAITING, Types.LONG(), BYTES))
+        self._learners: dict[str, Learner] = {}
+        self._publisher = self._make_publisher()
+
+    def close(self) -> None:
+        self._publisher.close()
+
+    def process_element(self, value: Row, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
+        key, blob = value
+        learner = self._learners.get(key) or self._restored(key)
+        batch = Batch.decode(blob)
+        number = learner.batch_number
+        if batch.events and batch.watermark is not None:
+            self._waiting.put(number, blob)
+        for learned in learner.process(batch):
+            for family, row_ids in (("user", learned.users), ("item", learned.items)):
+                for row_id in row_ids:
+                    self._rows.put(f"{family}:{row_id}", learner.encode_row(family, row_id))
+            self._publish(key, learner, learned)
+            if learned.dead_letters:
+                yield DEAD_LETTERS, "\n".join(learned.dead_letters)
+        for finished in learner.finished_batches():
+            self._waiting.remove(finished)
+        self._header.update(learner.header())
+
+    def _publish(self, key: str, learner: Learner, learned: Learned) -> None:
+        shard = self._shard_of[key]
+        self._publisher.learned(
+            *learned_entities(learner, learned, self._publisher.keys, shard, len(self._shard_of), self._epoch)
+        )
+
+    def _restored(self, key: str) -> Learner:
+        learner = self._learners[key] = Learner(self._config, self._make_model())
+        header = self._header.value()
+        if header is None:
+            return learner
+        rows = ((*name.split(":", 1), blob) for name, blob in self._rows.items())
+        learner.restore(header, rows, self._waiting.items())
+        known = self._publisher.published_version(self._shard_of[key])
+        if known is None:
+            # Redis was wiped: what it has lost comes back from the state.
+            self._publish(key, learner, all_rows(learner))
+        return learner
+
+
+class PublishTilesFunction(ProcessFunction):
+    """Gathered windows in, to Redis; nothing out."""
+
+    def __init__(
+        self, keep: Mapping[str, int], event_types: list[str], part: int, publisher: Callable[[], Publisher]
+    ) -> None:
+        self._keep = dict(keep)
+        self._event_types = event_types
+        self._part = part
+        self._make_publisher = publisher
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._publisher = self._make_publisher()
+
+    def close(self) -> None:
+        self._publisher.close()
+
+    def process_element(self, value: Row, ctx: ProcessFunction.Context) -> None:
+        entities = tile_entities([value[0]], self._publisher.keys, self._event_types, self._part)
+        self._publisher.tiles(entities, self._keep)

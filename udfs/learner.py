@@ -1,0 +1,317 @@
+"""The learner of one shard: predicts, scores and learns each interaction, in order.
+
+Plain Python, to be used in a notebook as in the job::
+
+    >>> from udfs.batch import Batch
+    >>> learner = Learner(LearnerConfig(), build("baseline", {}))
+    >>> events = [[1, "", "ann", "tea", "rating", 5.0, 0, 1], [2, "", "ann", "rum", "rating", 1.0, 0, 2]]
+    >>> [result] = learner.process(Batch(None, True, ["notebook"], events, b"{}"))
+    >>> sorted(result.items), learner.learned
+    (['rum', 'tea'], 2)
+
+It waits for the watermark where one is given, so that interactions are learned in the order of their times
+whatever the order of their arrival; it says which rows it touched; and it turns all it knows into rows.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import log2
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from udfs.batch import Batch
+from udfs.deadletters import dead_letter
+from udfs.metrics import Prequential, since, values
+from udfs.models import ITEM, USER, Diverged, RowModel, build
+
+LAYOUT: Final = 1
+ROW_LAYOUT: Final = 1
+_ROW: Final = struct.Struct("<BxxxIQqQd")  # layout, bytes of the model's part, count, updated_at, seq, popularity
+
+__all__ = ["Learner", "LearnerConfig", "Learned", "Row", "build"]
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """What learning depends on besides the model.
+
+    Attributes
+    ----------
+    weights
+        Target of an event that is not a rating, by its type; ``default_weight`` for other types.
+    clip
+        Bounds of a prediction for scoring.
+    seen
+        How many recent items a user's row keeps.
+    half_life
+        Milliseconds in which an item's popularity halves.
+    group
+        How many events are learned, stored and published at once.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    default_weight: float = 1.0
+    clip: tuple[float, float] | None = None
+    metrics: tuple[str, ...] = ("MAE", "RMSE")
+    seen: int = 100
+    half_life: int = 7 * 86_400_000
+    group: int = 10_000
+    position_names: tuple[str, str] = ("file", "line")
+    run_id: str = ""
+
+
+@dataclass(slots=True)
+class Row:
+    """What is known of a user or an item besides the model's weights.
+
+    ``popularity`` (items) is ``log2`` of the sum of ``2 ** (t / half_life)`` over its events: it orders items by
+    decayed popularity at any later moment. ``seen`` (users) holds the recent items, the newest last.
+    """
+
+    count: int = 0
+    updated_at: int = 0
+    seq: int = 0
+    popularity: float = -math.inf
+    seen: dict[str, None] = field(default_factory=dict)
+
+
+@dataclass
+class Learned:
+    """What one group of interactions changed."""
+
+    users: set[str]
+    items: set[str]
+    dead_letters: list[str]
+
+
+class Learner:
+    """Learns one shard's interactions record by record, whatever batches they come in."""
+
+    def __init__(self, config: LearnerConfig, model: RowModel) -> None:
+        self.config = config
+        self.model = model
+        self.scores = Prequential(config.metrics)
+        self.rows: dict[str, dict[str, Row]] = {family: {} for family in model.families}
+        self.seq = 0
+        self.learned = 0
+        self.diverged = 0
+        self.ended = False
+        self.updated_at = 0
+        self.latest: tuple[str, str] | None = None  # user and item learned last, for examples
+        self.run_id = config.run_id
+        self.base: dict[str, Any] = self._counts()
+        self.carried = 0
+        # Accepted interactions that wait for the watermark, in order, and the stored batches they are in.
+        self.waiting: list[list[Any]] = []
+        self.released: int | None = None
+        self.batch_number = 0
+        self.batches: dict[int, tuple[int, Sequence[str], bytes]] = {}
+
+    # --------------------------------------------------------------------------------------- learning
+
+    def process(self, batch: Batch) -> Iterator[Learned]:
+        """Takes a batch in, and learns what is ready, in groups of bounded size.
+
+        The caller stores the batch under :attr:`batch_number` before it iterates, drops the batches that
+        :meth:`finished_batches` names after, and stores header and touched rows after each group.
+        """
+        number = self.batch_number
+        self.batch_number += 1
+        if batch.events:
+            for index, event in enumerate(batch.events):
+                event += (number, index)
+            newest = max(event[0] for event in batch.events)
+            self.batches[number] = (newest, batch.sources, batch.lines)
+        if batch.watermark is None:
+            ready, self.waiting = self.waiting + batch.events, []
+        else:
+            self.waiting += batch.events
+            self.waiting.sort()
+            at = len(self.waiting) if batch.ended else bisect_left(self.waiting, [batch.watermark])
+            ready, self.waiting = self.waiting[:at], self.waiting[at:]
+            self.released = batch.watermark
+        self.ended = batch.ended
+        if batch.ended:
+            # The next input has a time of its own.
+            self.released = None
+        for start in range(0, len(ready), self.config.group):
+            yield self._learn(ready[start : start + self.config.group])
+        if not ready:
+            yield Learned(set(), set(), [])
+
+    def finished_batches(self) -> list[int]:
+        """Forgets the batches of which nothing waits any more, and names them."""
+        if not self.waiting:
+            done = list(self.batches)
+        else:
+            oldest = self.waiting[0][0]
+            done = [number for number, (newest, _, _) in self.batches.items() if newest < oldest]
+        for number in done:
+            del self.batches[number]
+        return done
+
+    def _learn(self, events: list[list[Any]]) -> Learned:
+        config, step = self.config, self.model.step
+        weights, default, half_life, seen_size = config.weights, config.default_weight, config.half_life, config.seen
+        users, items = self.rows[USER], self.rows[ITEM]
+        targets: list[float] = []
+        predictions: list[float] = []
+        letters: list[str] = []
+        seq = self.seq
+        with np.errstate(all="ignore"):  # what overflows is found and rolled back
+            for time, _, user_id, item_id, kind, value, source, position, number, index in events:
+                y = value if kind == "rating" else weights.get(kind, default)
+                try:
+                    predictions.append(step(user_id, item_id, y))
+                except Diverged as verdict:
+                    letters.append(self._letter(str(verdict), source, position, number, index))
+                    continue
+                targets.append(y)
+                seq += 1
+                user = users.get(user_id)
+                if user is None:
+                    user = users[user_id] = Row()
+                user.count += 1
+                user.seq = seq
+                if time > user.updated_at:
+                    user.updated_at = time
+                seen = user.seen
+                if item_id in seen:
+                    del seen[item_id]
+                elif len(seen) >= seen_size:
+                    del seen[next(iter(seen))]
+                seen[item_id] = None
+                item = items.get(item_id)
+                if item is None:
+                    item = items[item_id] = Row()
+                item.count += 1
+                item.seq = seq
+                if time > item.updated_at:
+                    item.updated_at = time
+                # log2(2 ** a + 2 ** b) without overflow
+                a, b = item.popularity, time / half_life
+                item.popularity = a + log2(1.0 + 2.0 ** (b - a)) if a > b else b + log2(1.0 + 2.0 ** (a - b))
+        if config.clip is not None:
+            low, high = config.clip
+            predictions = [min(max(p, low), high) for p in predictions]
+        self.scores.update(targets, predictions)
+        self.seq = seq
+        self.learned += len(targets)
+        self.diverged += len(letters)
+        self.updated_at = max(self.updated_at, events[-1][0])
+        self.latest = (events[-1][2], events[-1][3])
+        return Learned({e[2] for e in events if e[2] in users}, {e[3] for e in events if e[3] in items}, letters)
+
+    def _letter(self, message: str, source: int, position: int, number: int, index: int) -> str:
+        _, sources, lines = self.batches[number]
+        where = dict(zip(self.config.position_names, (sources[source], position), strict=True))
+        return dead_letter("diverged", message, where, lines.split(b"\n")[index])
+
+    # ------------------------------------------------------------------------------------------ state
+
+    def _counts(self) -> dict[str, Any]:
+        return {"learned": self.learned, "diverged": self.diverged, "means": self.scores.means}
+
+    def header(self) -> bytes:
+        """The small part of the state, stored after each group."""
+        return orjson.dumps(
+            {
+                "layout": LAYOUT,
+                "model": orjson.Fragment(self.model.header()),
+                "seq": self.seq,
+                "counts": self._counts(),
+                "base": self.base,
+                "carried": self.carried,
+                "run_id": self.run_id,
+                "ended": self.ended,
+                "updated_at": self.updated_at,
+                "released": self.released,
+                "batch_number": self.batch_number,
+            }
+        )
+
+    def encode_row(self, family: str, row_id: str) -> bytes:
+        row, weights = self.rows[family][row_id], self.model.encode_row(family, row_id)
+        head = _ROW.pack(ROW_LAYOUT, len(weights), row.count, row.updated_at, row.seq, row.popularity)
+        return head + weights + (self.seen_json(row_id) if family == USER else b"")
+
+    def seen_json(self, user_id: str) -> bytes:
+        """A user's recent items as a JSON array, the newest last: the same in the state and in Redis."""
+        return orjson.dumps(list(self.rows[USER][user_id].seen))
+
+    def restore(
+        self,
+        header: bytes,
+        rows: Iterable[tuple[str, str, bytes]],
+        batches: Iterable[tuple[int, bytes]],
+    ) -> None:
+        """Takes up the state of an earlier process.
+
+        Parameters
+        ----------
+        rows
+            ``(family, id, bytes)`` of each row.
+        batches
+            The stored batches, by number.
+
+        Raises
+        ------
+        ValueError
+            If the state was written by another model, by other factors, or by a newer layout.
+        """
+        stored = orjson.loads(header)
+        if stored["layout"] != LAYOUT:
+            raise ValueError(f"the learner's state has layout {stored['layout']}, this freshet reads {LAYOUT}")
+        self.model.restore_header(orjson.dumps(stored["model"]))
+        counts = stored["counts"]
+        self.seq, self.learned, self.diverged = stored["seq"], counts["learned"], counts["diverged"]
+        self.scores.restore(counts["means"])
+        self.base, self.carried, self.run_id = stored["base"], stored["carried"], stored["run_id"]
+        self.ended, self.updated_at = stored["ended"], stored["updated_at"]
+        self.released, self.batch_number = stored["released"], stored["batch_number"]
+        for family, row_id, blob in rows:
+            self._decode_row(family, row_id, blob)
+        for number, blob in sorted(batches):
+            batch = Batch.decode(blob)
+            fresh = [
+                [*event, number, index]
+                for index, event in enumerate(batch.events)
+                if self.released is None or event[0] >= self.released
+            ]
+            self.waiting += fresh
+            self.batches[number] = (max(event[0] for event in batch.events), batch.sources, batch.lines)
+        self.waiting.sort()
+        if self.run_id != self.config.run_id:
+            self.run_id, self.base, self.carried = self.config.run_id, self._counts(), len(self.waiting)
+
+    def _decode_row(self, family: str, row_id: str, blob: bytes) -> None:
+        layout, size, count, updated_at, seq, popularity = _ROW.unpack_from(blob)
+        if layout != ROW_LAYOUT:
+            raise ValueError(f"the row of {family} {row_id!r} has layout {layout}, this freshet reads {ROW_LAYOUT}")
+        self.model.decode_row(family, row_id, blob[_ROW.size : _ROW.size + size])
+        seen = orjson.loads(blob[_ROW.size + size :]) if family == USER else ()
+        self.rows[family][row_id] = Row(count, updated_at, seq, popularity, dict.fromkeys(seen))
+
+    def summary(self) -> dict[str, Any]:
+        """What readers of the header see, in plain values."""
+        return {
+            "run_id": self.run_id,
+            "counts": self._counts(),
+            "base": self.base,
+            "carried": self.carried,
+            "pending": len(self.waiting),
+            "ended": self.ended,
+            "users": len(self.rows[USER]),
+            "items": len(self.rows[ITEM]),
+            "latest": self.latest,
+            "metrics": values(self.scores.means),
+            "metrics_run": values(since(self.scores.means, self.base["means"])),
+        }
+

@@ -1,0 +1,81 @@
+"""Prequential scores: River's metrics, as state that can be stored, compared between runs and added up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from river import metrics
+
+# River's regression metrics that are a mean over records: exact to store, to subtract and to pool over shards.
+NAMES: Final = ("MAE", "MSE", "RMSE", "SMAPE", "MAPE")
+_ROOTED: Final = ("RMSE",)
+
+Means = dict[str, tuple[float, float]]
+
+
+class Prequential:
+    """Means of errors of predictions that were made before the record was learned.
+
+    >>> scores = Prequential(["MAE", "RMSE"])
+    >>> scores.update([4.0, 4.0], [3.0, 4.0])
+    >>> values(scores.means)
+    {'mae': 0.5, 'rmse': 0.7071067811865476, 'n': 2}
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._metrics = [(name, getattr(metrics, name)()) for name in names]
+
+    def update(self, y_true: Sequence[float], y_pred: Sequence[float]) -> None:
+        """Scores records in order: what ``metric.update`` does for each, its arithmetic kept bit for bit."""
+        for _, metric in self._metrics:
+            evaluate, n, mean = metric._eval, metric._mean.n, metric._mean._mean
+            for y, prediction in zip(y_true, y_pred, strict=True):
+                n += 1.0
+                mean += (1.0 / n) * (evaluate(y, prediction) - mean)
+            metric._mean.n, metric._mean._mean = n, mean
+
+    @property
+    def means(self) -> Means:
+        """For each metric the number of records and the mean of its error."""
+        return {name: (m._mean.n, m._mean._mean) for name, m in self._metrics}
+
+    def restore(self, means: Mapping[str, Sequence[float]]) -> None:
+        """A metric that is not in ``means`` starts now."""
+        for name, metric in self._metrics:
+            if name in means:
+                metric._mean.n, metric._mean._mean = means[name]
+
+
+def since(now: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]]) -> Means:
+    """The means of the records after ``base``. Without a base, exactly ``now``."""
+    result: Means = {}
+    for name, (n, mean) in now.items():
+        n_base, mean_base = base.get(name, (0, 0.0))
+        fresh = n - n_base
+        result[name] = (fresh, (n * mean - n_base * mean_base) / fresh if n_base and fresh else mean if fresh else 0.0)
+    return result
+
+
+def pooled(parts: Iterable[Mapping[str, Sequence[float]]]) -> Means:
+    """The means over the records of all parts (shards). One part is returned as it is, bit for bit."""
+    total: Means = {}
+    for part in parts:
+        for name, (n, mean) in part.items():
+            n_before, before = total.get(name, (0, 0.0))
+            both = n_before + n
+            value = mean if not n_before else before if not n else (n_before * before + n * mean) / both
+            total[name] = (both, value)
+    return total
+
+
+def values(means: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """The metrics as River's ``get`` gives them, by their names in lower case, and ``n``; None without records."""
+    shown: dict[str, Any] = {}
+    for name, (n, mean) in means.items():
+        factor = 100.0 if name in ("SMAPE", "MAPE") else 1.0
+        value = (mean**0.5 if name in _ROOTED else mean) * factor
+        shown[name.lower()] = value if n and math.isfinite(value) else None
+    shown["n"] = int(max((n for n, _ in means.values()), default=0))
+    return shown

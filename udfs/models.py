@@ -1,0 +1,463 @@
+"""Models as the learner, the state and the publisher see them: families of rows, and a small header.
+
+A model declares its families of rows, learns from one interaction, and turns rows and header into bytes and
+back. Nothing outside this module names a model.
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import math
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import orjson
+from river import optim, reco, stats
+
+Array = np.ndarray[Any, Any]
+USER, ITEM = "user", "item"
+
+
+class Diverged(Exception):  # noqa: N818 - a verdict on one record, not a fault
+    """Learning a record would have left a weight non-finite or out of bounds; the model is as before."""
+
+
+class RowModel(Protocol):
+    """What a model must offer to live in the job.
+
+    Attributes
+    ----------
+    families
+        The names of its families of rows, such as ``("user", "item")``.
+    n_factors
+        Length of the vectors of a row; 0 without any.
+    """
+
+    families: tuple[str, ...]
+    n_factors: int
+
+    def step(self, user_id: str, item_id: str, y: float) -> float:
+        """Predicts, then learns one interaction; returns the prediction made before learning.
+
+        Raises
+        ------
+        Diverged
+            If a weight left its bound; the model is then as it was before, bit for bit.
+        """
+
+    def header(self) -> bytes: ...
+
+    def restore_header(self, blob: bytes) -> None: ...
+
+    def encode_row(self, family: str, row_id: str) -> bytes: ...
+
+    def decode_row(self, family: str, row_id: str, blob: bytes) -> None:
+        """Puts a row that :meth:`encode_row` gave into the model.
+
+        Raises
+        ------
+        ValueError
+            If the bytes do not fit the model's layout.
+        """
+
+    def biases(self, family: str, row_ids: Sequence[str]) -> list[float]: ...
+
+    def vectors(self, family: str, row_ids: Sequence[str]) -> Array:
+        """Shape ``(len(row_ids), n_factors)``."""
+
+    def global_mean(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One River attribute that maps ids to weights, with the optimiser that keeps state beside it."""
+
+    family: str
+    weights: str
+    optimizer: str
+    is_vector: bool
+
+
+_BIASES: Final = (
+    _Table(USER, "u_biases", "u_bias_optimizer", False),
+    _Table(ITEM, "i_biases", "i_bias_optimizer", False),
+)
+_LATENTS: Final = (
+    _Table(USER, "u_latents", "u_latent_optimizer", True),
+    _Table(ITEM, "i_latents", "i_latent_optimizer", True),
+)
+
+
+def _named(tables: Sequence[_Table]) -> tuple[_Table, ...]:
+    """The same tables where River calls the optimisers ``u_optimizer`` and ``i_optimizer``."""
+    return tuple(_Table(t.family, t.weights, f"{t.family[0]}_optimizer", t.is_vector) for t in tables)
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """A River recommender, and where it keeps what it learns."""
+
+    estimator: type[reco.base.Ranker]
+    tables: tuple[_Table, ...]
+    initializers: tuple[str, ...]
+
+
+KINDS: Final[Mapping[str, ModelKind]] = {
+    "baseline": ModelKind(reco.Baseline, _named(_BIASES), ("initializer",)),
+    "funk_mf": ModelKind(reco.FunkMF, _named(_LATENTS), ("initializer",)),
+    "biased_mf": ModelKind(reco.BiasedMF, (*_BIASES, *_LATENTS), ("weight_initializer", "latent_initializer")),
+}
+
+# Parameters that are freshet's own, for every model.
+DEFAULT_SEED: Final = 0
+DEFAULT_MAX_WEIGHT: Final = 1e6
+
+_PROBE: Final = "probe"
+_ROW_LAYOUT: Final = 1
+
+
+class ModelError(ValueError):
+    """A model can't be built as it is set; the message names the parameter and what is allowed."""
+
+
+def build(name: str, params: Mapping[str, Any], max_weight: float = DEFAULT_MAX_WEIGHT) -> RiverRanker:
+    """A model by its name and its flat parameters.
+
+    Parameters
+    ----------
+    name
+        A key of :data:`KINDS`.
+    params
+        River's own parameter names. Optimisers, initialisers and losses by class name, their own parameters
+        after a dot: ``{"latent_optimizer": "SGD", "latent_optimizer.lr": 0.05}``. ``seed`` is 0 unless given,
+        and initialisers that draw use it too, so that a job can be repeated.
+
+    Raises
+    ------
+    ModelError
+        For an unknown model or parameter, with the known ones.
+
+    Examples
+    --------
+    >>> model = build("biased_mf", {"n_factors": 2, "latent_optimizer": "SGD", "latent_optimizer.lr": 0.05})
+    >>> model.step("alice", "heat", 4.0) == build("biased_mf", {"n_factors": 2}).step("alice", "heat", 4.0)
+    True
+    >>> build("biased_mf", {"factors": 2})
+    Traceback (most recent call last):
+    ...
+    udfs.models.ModelError: model.factors: biased_mf has no such parameter; it has n_factors, bias_optimizer, \
+latent_optimizer, loss, l2_bias, l2_latent, weight_initializer, latent_initializer, clip_gradient, seed
+    """
+    kind = KINDS.get(name)
+    if kind is None:
+        raise ModelError(f"model.name: {name!r} is not a model; there are {', '.join(KINDS)}")
+    known = [p for p in inspect.signature(kind.estimator).parameters if p != "self"]
+    for key in params:
+        if key.split(".")[0] not in known:
+            raise ModelError(f"model.{key}: {name} has no such parameter; it has {', '.join(known)}")
+
+    def create() -> Any:
+        values: dict[str, Any] = {"seed": params.get("seed", DEFAULT_SEED)}
+        for key in known:
+            if key in params or any(other.startswith(f"{key}.") for other in params):
+                values[key] = _parameter(key, params, values["seed"])
+        return kind.estimator(**values)
+
+    return RiverRanker(name, kind, create, max_weight)
+
+
+def _parameter(key: str, params: Mapping[str, Any], seed: int) -> Any:
+    modules = {"optimizer": optim, "initializer": optim.initializers, "loss": optim.losses}
+    module = next((m for suffix, m in modules.items() if key.endswith(suffix)), None)
+    options = {k.partition(".")[2]: v for k, v in params.items() if k.startswith(f"{key}.")}
+    if module is None:
+        if options:
+            raise ModelError(f"model.{key}.{next(iter(options))}: {key} is a number and has no parameters")
+        value = params[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ModelError(f"model.{key}: {value!r} is not a number")
+        if key in ("n_factors", "seed") and (not isinstance(value, int) or value < (key == "n_factors")):
+            raise ModelError(f"model.{key}: {value!r} is not a whole number of at least {int(key == 'n_factors')}")
+        return value
+    names = [n for n, c in vars(module).items() if inspect.isclass(c) and n != "Optimizer" and not inspect.isabstract(c)]
+    chosen = params.get(key)
+    if chosen not in names:
+        raise ModelError(f"model.{key}: {chosen!r} is not one of {', '.join(sorted(names))}")
+    factory = getattr(module, chosen)
+    known = [p for p in inspect.signature(factory).parameters if p != "self"]
+    for option in options:
+        if option not in known:
+            raise ModelError(f"model.{key}.{option}: {chosen} has no such parameter; it has {', '.join(known)}")
+    if "seed" in known:
+        options.setdefault("seed", seed)
+    try:
+        return factory(**options)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"model.{key}: {chosen} can't be made: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a family's numbers live, weights and optimiser slots alike: scalars apart from vectors."""
+
+    scalars: list[dict[str, Any]]
+    arrays: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, columns: Sequence[tuple[dict[str, Any], bool]]) -> _Places:
+        return cls([d for d, vector in columns if not vector], [d for d, vector in columns if vector])
+
+
+class _Draws:
+    """Takes back the last numbers that the initialisers drew, so that a new row can be undone.
+
+    A generator's state is dear to copy (some 30 us), so it is copied once in a while and what was drawn since
+    is drawn again.
+    """
+
+    _EVERY = 1_000
+
+    def __init__(self, initializers: Sequence[tuple[Any, int]]) -> None:
+        self._initializers = initializers
+        self.generators = [initializer._rng for initializer, _ in initializers]
+        self.mark()
+
+    def mark(self) -> None:
+        self._states = [generator.get_state() for generator in self.generators]
+        self._rows = 0
+
+    def count(self, rows: int) -> None:
+        """To be called before ``rows`` new rows are drawn."""
+        if self._rows >= self._EVERY:
+            self.mark()
+        self._rows += rows
+
+    def undo(self) -> None:
+        """As if the last row had not been drawn."""
+        self._rows -= 1
+        for generator, state, (initializer, shape) in zip(
+            self.generators, self._states, self._initializers, strict=True
+        ):
+            generator.set_state(state)
+            for _ in range(self._rows):
+                initializer(shape=shape)
+
+
+class RiverRanker:
+    """A River recommender as rows.
+
+    The River object does all the arithmetic: learning here is learning there, bit for bit. What this adds is
+    to know where it keeps each id's weights and optimiser state, to write them as bytes, and to undo an
+    update that diverged.
+
+    Notes
+    -----
+    A row is the weights of the id's tables in their order, each followed by its optimiser's slots (``m`` and
+    ``v`` of Adam, say), as little-endian doubles. The header holds the global mean, the optimisers' counters
+    and the state of the generator that initialises new rows.
+    """
+
+    families = (USER, ITEM)
+
+    def __init__(self, name: str, kind: ModelKind, create: Callable[[], Any], max_weight: float) -> None:
+        self.name = name
+        self.kind = kind
+        self.model = create()
+        self.max_weight = max_weight
+        self.n_factors: int = self.model.n_factors if any(t.is_vector for t in kind.tables) else 0
+        self._slots = self._probe(create())
+        self._mean: stats.Mean | None = getattr(self.model, "global_mean", None)
+        self._optimizers = {t.optimizer: getattr(self.model, t.optimizer) for t in kind.tables}
+        for table in kind.tables:
+            for slot in self._slots[table.optimizer]:
+                # Some optimisers make their slots in the first step; made here, a restored row has a place.
+                if not isinstance(getattr(self._optimizers[table.optimizer], slot), dict):
+                    setattr(self._optimizers[table.optimizer], slot, defaultdict(float))
+        self._columns: dict[str, list[tuple[dict[str, Any], bool]]] = {USER: [], ITEM: []}
+        for table in kind.tables:
+            places = [getattr(self.model, table.weights)]
+            places += [getattr(self._optimizers[table.optimizer], s) for s in self._slots[table.optimizer]]
+            self._columns[table.family] += [(place, table.is_vector) for place in places]
+        self._user_rows, self._item_rows = _Places.of(self._columns[USER]), _Places.of(self._columns[ITEM])
+        self._draws = _Draws([(getattr(self.model, name), n) for name, n in self._initial_shapes()])
+        self._known = {f: self._columns[f][0][0] for f in self.families}
+        self._widths = {f: [self.n_factors if vector else 1 for _, vector in c] for f, c in self._columns.items()}
+        self._sizes = {f: 8 * sum(w) for f, w in self._widths.items()}
+
+    def _initial_shapes(self) -> list[tuple[str, int]]:
+        """The initialisers that draw, and how many numbers they draw for a row."""
+        shapes = [self.n_factors if t.is_vector else 1 for t in self.kind.tables if t.family == USER]
+        drawing = zip(self.kind.initializers, shapes, strict=True)
+        return [(name, n) for name, n in drawing if hasattr(getattr(self.model, name), "_rng")]
+
+    def _probe(self, model: Any) -> dict[str, list[str]]:
+        """Learns once on a throwaway model, to find what each optimiser keeps for an id."""
+        try:
+            for _ in range(2):  # some optimisers only meet their own state in the second step
+                model.learn_one(_PROBE, _PROBE, 1.0)
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            raise ModelError(f"model: {self.name} can't learn with these settings: {error}") from error
+        slots: dict[str, list[str]] = {}
+        for table in self.kind.tables:
+            optimizer = getattr(model, table.optimizer)
+            slots[table.optimizer] = sorted(n for n, v in vars(optimizer).items() if isinstance(v, dict) and _PROBE in v)
+            for name, value in vars(optimizer).items():
+                if name in slots[table.optimizer] or name == "lr" or value is None or isinstance(value, int | float):
+                    continue
+                if isinstance(value, dict) and not value:
+                    continue
+                raise ModelError(
+                    f"model.{table.optimizer.split('_', 1)[1]}: {type(optimizer).__name__} keeps {name!r}, "
+                    "which has no place in a row; use SGD, AdaGrad, Adam, RMSProp or Momentum"
+                )
+            for name in slots[table.optimizer]:
+                shape = np.shape(getattr(optimizer, name)[_PROBE])
+                if shape != ((self.n_factors,) if table.is_vector else ()):
+                    raise ModelError(f"model: {type(optimizer).__name__}.{name} has shape {shape}, not a row's")
+        return slots
+
+    # --------------------------------------------------------------------------------------- learning
+
+    def step(self, user_id: str, item_id: str, y: float) -> float:
+        # This runs for every event: it holds River's two calls, copies of what they change, and a check.
+        model, mean = self.model, self._mean
+        user_rows, item_rows = self._user_rows, self._item_rows
+        new_user, new_item = user_id not in self._known[USER], item_id not in self._known[ITEM]
+        if new_user or new_item:
+            self._draws.count(new_user + new_item)
+        if mean is not None:
+            mean_n, mean_value = mean.n, mean._mean
+        prediction: float = model.predict_one(user_id, item_id)
+        before_scalars = [rows.get(user_id) for rows in user_rows.scalars]
+        before_scalars += [rows.get(item_id) for rows in item_rows.scalars]
+        before_arrays = [rows[user_id].copy() if user_id in rows else None for rows in user_rows.arrays]
+        before_arrays += [rows[item_id].copy() if item_id in rows else None for rows in item_rows.arrays]
+        model.learn_one(user_id, item_id, y)
+        if self._sound(user_id, item_id):
+            return prediction
+
+        if mean is not None:
+            mean.n, mean._mean = mean_n, mean_value
+        places = [(rows, user_id) for rows in user_rows.scalars] + [(rows, item_id) for rows in item_rows.scalars]
+        places += [(rows, user_id) for rows in user_rows.arrays] + [(rows, item_id) for rows in item_rows.arrays]
+        for (rows, row_id), value in zip(places, before_scalars + before_arrays, strict=True):
+            if value is None:
+                rows.pop(row_id, None)
+            else:
+                rows[row_id] = value
+        for optimizer in self._optimizers.values():
+            optimizer.n_iterations -= 1
+        for family, row_id, is_new in ((USER, user_id, new_user), (ITEM, item_id, new_item)):
+            if is_new:
+                for rows, _ in self._columns[family]:
+                    rows.pop(row_id, None)
+                self._draws.undo()
+        raise Diverged(f"a weight of user_id {user_id!r} or item_id {item_id!r} left its bound of {self.max_weight:g}")
+
+    def _sound(self, user_id: str, item_id: str) -> bool:
+        """Whether each weight of both rows is finite and within the bound."""
+        bound = self.max_weight
+        if self._mean is not None and not -bound <= self._mean._mean <= bound:
+            return False
+        square = bound * bound
+        for rows, row_id in ((self._user_rows, user_id), (self._item_rows, item_id)):
+            for scalars in rows.scalars:
+                # A comparison with NaN is false, which is what is wanted here.
+                if row_id in scalars and not -bound <= scalars[row_id] <= bound:
+                    return False
+            for arrays in rows.arrays:
+                if row_id in arrays:
+                    vector = arrays[row_id]
+                    # The norm bounds every element: cheap, and right in all but extreme cases, which look closer.
+                    if not vector.dot(vector) <= square and not np.all(np.abs(vector) <= bound):
+                        return False
+        return True
+
+    # ------------------------------------------------------------------------------------------ bytes
+
+    def header(self) -> bytes:
+        optimizers = {
+            name: {k: v for k, v in vars(o).items() if isinstance(v, int | float)}
+            for name, o in self._optimizers.items()
+        }
+        return orjson.dumps(
+            {
+                "model": self.name,
+                "river_rows": _ROW_LAYOUT,
+                "n_factors": self.n_factors,
+                "slots": self._slots,
+                "mean": None if self._mean is None else [self._mean.n, self._mean._mean],
+                "optimizers": optimizers,
+                "generators": [_encode_generator(g) for g in self._draws.generators],
+            }
+        )
+
+    def restore_header(self, blob: bytes) -> None:
+        stored = orjson.loads(blob)
+        for what, mine in (
+            ("model", self.name),
+            ("river_rows", _ROW_LAYOUT),
+            ("n_factors", self.n_factors),
+            ("slots", self._slots),
+        ):
+            if stored[what] != mine:
+                raise ValueError(f"the state was learned with {what} = {stored[what]}, this job has {what} = {mine}")
+        if self._mean is not None:
+            self._mean.n, self._mean._mean = stored["mean"]
+        for name, values in stored["optimizers"].items():
+            vars(self._optimizers[name]).update(values)
+        for generator, state in zip(self._draws.generators, stored["generators"], strict=True):
+            _decode_generator(generator, state)
+        self._draws.mark()
+
+    def encode_row(self, family: str, row_id: str) -> bytes:
+        return b"".join(
+            [
+                place[row_id].tobytes() if is_vector else struct.pack("<d", place[row_id])
+                for place, is_vector in self._columns[family]
+            ]
+        )
+
+    def decode_row(self, family: str, row_id: str, blob: bytes) -> None:
+        if len(blob) != self._sizes[family]:
+            raise ValueError(
+                f"the row of {family} {row_id!r} has {len(blob)} bytes, {self.name} with n_factors = "
+                f"{self.n_factors} has rows of {self._sizes[family]}"
+            )
+        values = np.frombuffer(blob, dtype="<f8").copy()
+        at = 0
+        for (place, is_vector), width in zip(self._columns[family], self._widths[family], strict=True):
+            place[row_id] = values[at : at + width] if is_vector else float(values[at])
+            at += width
+
+    def biases(self, family: str, row_ids: Sequence[str]) -> list[float]:
+        rows = self._user_rows if family == USER else self._item_rows
+        if not rows.scalars:
+            return [0.0] * len(row_ids)
+        place = rows.scalars[0]
+        return [float(place[row_id]) for row_id in row_ids]
+
+    def vectors(self, family: str, row_ids: Sequence[str]) -> Array:
+        if not self.n_factors:
+            return np.empty((len(row_ids), 0))
+        place = (self._user_rows if family == USER else self._item_rows).arrays[0]
+        return np.array([place[row_id] for row_id in row_ids])
+
+    def global_mean(self) -> float:
+        return 0.0 if self._mean is None else float(self._mean.get())
+
+
+def _encode_generator(generator: np.random.RandomState) -> list[Any]:
+    name, keys, position, has_gauss, cached = generator.get_state(legacy=True)
+    return [name, base64.b64encode(keys.astype("<u4").tobytes()).decode(), int(position), int(has_gauss), float(cached)]
+
+
+def _decode_generator(generator: np.random.RandomState, state: list[Any]) -> None:
+    name, keys, position, has_gauss, cached = state
+    words = np.frombuffer(base64.b64decode(keys), dtype="<u4").astype(np.uint32)
+    generator.set_state((name, words, position, has_gauss, cached))

@@ -1,0 +1,26 @@
+"""Names of what outlives a process: they are the contract between one version of the job and the next."""
+
+from __future__ import annotations
+
+from typing import Final
+
+
+class Uid:
+    """Operator uids. A savepoint finds its state by them."""
+
+    READ: Final = "read"  # followed by the kind of source: each has its own position
+    INTAKE: Final = "intake"
+    LEARN: Final = "learn"
+    DEAD_LETTERS: Final = "dead-letters"
+    TILES: Final = "tiles"  # followed by the part: windows do not outlive the input that they were opened by
+
+
+class State:
+    """Names of keyed state."""
+
+    POSITION: Final = "position"
+    INTAKE_HEADER: Final = "header"
+    INTAKE_BLOBS: Final = "blobs"
+    LEARNER_HEADER: Final = "header"
+    ROWS: Final = "rows"
+    WAITING: Final = "waiting"

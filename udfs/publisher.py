@@ -1,0 +1,229 @@
+"""Publishes to Redis: whole values, compared and set, acknowledged before the caller goes on.
+
+A publisher returns when Redis has acknowledged what it was given, so a checkpoint never covers a write that
+did not arrive. Redis away: it tries again with backoff, then raises, and Flink replays. Nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Final, TypeVar
+
+import orjson
+import redis
+
+from serving.connection import connect, without_password
+from serving.schema import Field, Keys, encode_vector, script, sharded, tile_field, version
+from udfs.intake import RECORD, UNIT, unescape
+from udfs.learner import Learned, Learner
+from udfs.models import ITEM, USER
+
+# Entities a script call: Redis serves nobody else during one, about 1 ms.
+_PER_CALL: Final = 500
+_TRANSIENT: Final = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ReadOnlyError,
+)
+
+Result = TypeVar("Result")
+Entity = tuple[str, list[bytes | str | int]]  # a key, and its part of a script's ARGV
+
+
+class PublishError(RuntimeError):
+    """Redis did not take a write within the time allowed; the message says where and why."""
+
+
+class Publisher:
+    """Writes the state of entities to one Redis under one prefix.
+
+    Parameters
+    ----------
+    url
+        As redis-py takes it.
+    ttl
+        Milliseconds that an entity lives after its last write; 0 for ever.
+    patience
+        Seconds to try again while Redis is away.
+    """
+
+    def __init__(self, url: str, prefix: str, ttl: int = 0, patience: float = 30.0) -> None:
+        self.keys = Keys(prefix)
+        self._url = without_password(url)
+        self._redis: Any = connect(url)
+        self._ttl = ttl
+        self._patience = patience
+        self._learned = self._redis.register_script(script("publish_learned"))
+        self._tiles = self._redis.register_script(script("publish_tiles"))
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def learned(self, entities: Sequence[Entity], items: Mapping[str, Mapping[str, int]]) -> None:
+        """Writes learned fields, and notes the items in the sets ``items`` (key to ids and their ``seq``).
+
+        Retried as a whole: every write is idempotent.
+        """
+
+        def send() -> None:
+            pipe = self._redis.pipeline(transaction=False)
+            for start in range(0, len(entities), _PER_CALL):
+                part = entities[start : start + _PER_CALL]
+                arguments = [argument for _, entity in part for argument in entity]
+                self._learned(keys=[key for key, _ in part], args=[self._ttl, *arguments], client=pipe)
+            for key, members in items.items():
+                pipe.zadd(key, dict(members), gt=True)
+            self._note(pipe, len(entities))
+            pipe.execute()
+
+        self._patiently(send)
+
+    def tiles(self, entities: Sequence[Entity], keep: Mapping[str, int]) -> None:
+        """Writes closed windows; ``keep`` says for each span how many milliseconds of it stay."""
+        spans = [len(keep), *(value for pair in keep.items() for value in pair)]
+
+        def send() -> None:
+            pipe = self._redis.pipeline(transaction=False)
+            for start in range(0, len(entities), _PER_CALL):
+                part = entities[start : start + _PER_CALL]
+                arguments = [argument for _, entity in part for argument in entity]
+                self._tiles(keys=[key for key, _ in part], args=[self._ttl, *spans, *arguments], client=pipe)
+            self._note(pipe, len(entities))
+            pipe.execute()
+
+        self._patiently(send)
+
+    def ledger(self, fields: Mapping[str, bytes | str | int]) -> None:
+        """Writes the log's ledger, whole."""
+        self._patiently(lambda: self._redis.hset(self.keys.ledger, mapping=dict(fields)))
+
+    def published_version(self, shard: int) -> bytes | None:
+        """The version of a shard's header in Redis; None where Redis knows nothing of it."""
+        return self._patiently(lambda: self._redis.hget(self.keys.model(shard), Field.VERSION))
+
+    def _note(self, pipe: Any, entities: int) -> None:
+        """Counts what was sent, and when: for reports, so what a retry sends again counts again."""
+        pipe.hincrby(self.keys.ledger, "writes", entities)
+        pipe.hset(self.keys.ledger, "published_at", time.time_ns() // 1_000_000)
+
+    def _patiently(self, send: Callable[[], Result]) -> Result:
+        deadline = time.monotonic() + self._patience
+        for attempt in range(1_000_000):
+            try:
+                return send()
+            except _TRANSIENT as error:
+                # Full jitter, so that the workers of a job do not come back all at once.
+                pause = random.uniform(0, min(2.0, 0.05 * 2**attempt))
+                if time.monotonic() + pause > deadline:
+                    raise PublishError(
+                        f"Redis at {self._url} took no write for {self._patience:g} s: {error}"
+                    ) from error
+                time.sleep(pause)
+            except redis.exceptions.RedisError as error:
+                raise PublishError(f"Redis at {self._url} refused a write: {error}") from error
+        raise AssertionError("unreachable")
+
+
+def learned_entities(
+    learner: Learner, learned: Learned, keys: Keys, shard: int, shards: int, epoch: int
+) -> tuple[list[Entity], dict[str, dict[str, int]]]:
+    """The Redis writes for what a group changed: its users, its items and the shard's header.
+
+    Returns
+    -------
+    The entities for :meth:`Publisher.learned`, and the item sets.
+    """
+    entities: list[Entity] = []
+    users, items = list(learned.users), list(learned.items)
+    for family, row_ids, key_of in ((USER, users, keys.user), (ITEM, items, keys.item)):
+        rows, model = learner.rows[family], learner.model
+        of_shard = shards if family == ITEM else 1
+        names = [sharded(f, shard, of_shard) for f in (Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS)]
+        vector_name = sharded(Field.VECTOR, shard, of_shard)
+        width = 4 * model.n_factors
+        blob = encode_vector(model.vectors(family, row_ids))
+        extra = [Field.SHARD, shard] if family == USER else []
+        popularity_name = sharded(Field.POPULARITY, shard, of_shard)
+        for at, (row_id, bias) in enumerate(zip(row_ids, model.biases(family, row_ids), strict=True)):
+            row = rows[row_id]
+            pairs: list[bytes | str | int] = [names[1], row.count, names[2], row.updated_at, names[3], repr(bias)]
+            if width:
+                pairs += (vector_name, blob[at * width : (at + 1) * width])
+            if family == USER:
+                pairs += (*extra, Field.SEEN, learner.seen_json(row_id))
+            else:
+                pairs += (popularity_name, repr(row.popularity))
+            entities.append((key_of(row_id), [names[0], version(epoch, row.seq), len(pairs) // 2, *pairs]))
+    entities.append((keys.model(shard), _header(learner, shards, epoch)))
+    return entities, {keys.items(shard): {i: learner.rows[ITEM][i].seq for i in items}} if items else {}
+
+
+def _header(learner: Learner, shards: int, epoch: int) -> list[bytes | str | int]:
+    summary = learner.summary()
+    pairs: list[bytes | str | int] = []
+    for name, value in {
+        "global_mean": repr(learner.model.global_mean()),
+        "n_factors": learner.model.n_factors,
+        "shards": shards,
+        "seq": learner.seq,
+        "updated_at": learner.updated_at,
+        "users": summary["users"],
+        "items": summary["items"],
+        "metrics": orjson.dumps(summary["metrics"]),
+        "summary": orjson.dumps(summary),
+    }.items():
+        pairs += (name, value)
+    # The batch number orders headers also where a batch only moved the clock.
+    return [Field.VERSION, version(epoch, learner.batch_number), len(pairs) // 2, *pairs]
+
+
+def all_rows(learner: Learner) -> Learned:
+    """All of a shard as if it had just been learned: to write it again into an empty Redis."""
+    return Learned(set(learner.rows[USER]), set(learner.rows[ITEM]), [])
+
+
+@lru_cache(maxsize=100_000)
+def _millis(text: str) -> int:
+    """A time as SQL writes it, in UTC. Few windows are open at once, so most texts come again.
+
+    >>> _millis("2024-01-01 00:05:00.000")
+    1704067500000
+    """
+    delta = datetime.fromisoformat(text) - datetime(1970, 1, 1)
+    return delta.days * 86_400_000 + delta.seconds * 1_000 + delta.microseconds // 1_000
+
+
+def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str], part: int) -> list[Entity]:
+    """The Redis writes for gathered windows.
+
+    Parameters
+    ----------
+    results
+        Strings of records joined by :data:`RECORD`, as the topology's SQL gathers them: family, span (or
+        ``session``), id, start, end, events, sum, distinct, then the counts by type in the order of
+        ``event_types``; joined by :data:`UNIT`.
+    """
+    tiles: dict[str, list[bytes | str | int]] = {}
+    counts: dict[str, int] = {}
+    sessions: dict[str, tuple[int, bytes]] = {}
+    for text in results:
+        for record in text.split(RECORD):
+            family, span, raw_id, start, end, events, total, distinct, *types = record.split(UNIT)
+            entity_id = unescape(raw_id)
+            key = keys.user(entity_id) if family == USER else keys.item(entity_id)
+            tile = tiles.setdefault(key, [])
+            value: dict[str, Any] = {"n": int(events), "sum": float(total), "distinct": int(distinct)}
+            began, ended = _millis(start), _millis(end)
+            if span == "session":
+                value |= {"start": began, "end": ended}
+                if ended >= sessions.get(key, (0, b""))[0]:
+                    sessions[key] = (ended, orjson.dumps(value))
+                continue
+            value["types"] = {name: int(n) for name, n in zip(event_types, types, strict=True) if n != "0"}
+            tile += (span, began, tile_field(span, began, part), orjson.dumps(value))
+            counts[key] = counts.get(key, 0) + 1
+    return [(key, [counts.get(key, 0), *tile, *sessions.get(key, ("", ""))]) for key, tile in tiles.items()]
