@@ -8,10 +8,10 @@ import importlib.metadata
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import redis
@@ -33,15 +33,30 @@ from udfs.intake import IntakeConfig
 from udfs.learner import LearnerConfig
 from udfs.models import build
 from udfs.publisher import Publisher
-from udfs.reading import FileFeed, InputError, input_files
+from udfs.reading import FileFeed, InputError, input_files, peak_density
+
+if TYPE_CHECKING:
+    from flink_jobs.topology import Job
 
 _POLL_SECONDS: Final = 0.2
 _DIVERGED_SHARE: Final = 0.01
 _LATE_SHARE: Final = 0.05
 
 
-def run(resolved: Resolved, console: Console) -> dict[str, Any]:
+def run(
+    resolved: Resolved,
+    console: Console,
+    adapt: Callable[[Job], Job] = lambda job: job,
+    interrupted: threading.Event | None = None,
+) -> dict[str, Any]:
     """Runs the job until its input ends or it is interrupted; returns the summary.
+
+    Parameters
+    ----------
+    adapt
+        Changes parts of the job before it is submitted: a model of your own, say, or one that takes notes.
+    interrupted
+        Stops the run when it is set; by default Ctrl-C and SIGTERM do.
 
     Raises
     ------
@@ -54,13 +69,15 @@ def run(resolved: Resolved, console: Console) -> dict[str, Any]:
     settings = resolved.settings
     folder = StateFolder(settings.state_dir)
     files = _files(resolved)
-    with folder.locked(), _redis_url(resolved, folder) as url, _interrupts() as interrupted:
+    with folder.locked(), _redis_url(resolved, folder) as url, _stopping(interrupted) as stopping:
         connection = _reachable(url)
         keys = Keys(settings.prefix)
         if settings.fresh:
             folder.clear()
             _purge(connection, keys)
         manifest, snapshot = _take_up(resolved, folder, connection, keys, console)
+        if settings.tiles.enabled and not manifest.gather:
+            manifest = replace(manifest, gather=_gathering(resolved, manifest, files))
         if settings.items is not None:
             written, skipped = load_catalogue(settings.items, connection, keys)
             console.print(f"catalogue: {written:,} items" + (f", {skipped:,} lines without a usable item_id" * bool(skipped)))
@@ -69,9 +86,9 @@ def run(resolved: Resolved, console: Console) -> dict[str, Any]:
         monitor = Monitor(connection, keys, settings.shards, run_id)
         prepare_process(folder.logs)
         console.print("starting Flink" + (f" from {Path(snapshot).name}" if snapshot else ""), highlight=False)
-        job = _submit(resolved, manifest, folder, snapshot, url, files, run_id)
+        job = _submit(adapt(_job(resolved, manifest, folder, url, files, run_id)), resolved, folder, snapshot)
         with Display(console) as display:
-            complete = _watch(job, monitor, display, interrupted)
+            complete = _watch(job, monitor, display, stopping)
         savepoint = job.stop(folder.savepoints, drain=complete)
         manifest = replace(manifest, savepoint=savepoint, ended=complete, part=manifest.part + complete)
         folder.store(manifest)
@@ -110,8 +127,11 @@ def _redis_url(resolved: Resolved, folder: StateFolder) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[threading.Event]:
+def _stopping(given: threading.Event | None) -> Iterator[threading.Event]:
     """An event that Ctrl-C or SIGTERM sets. A second one ends the program at once."""
+    if given is not None:
+        yield given
+        return
     event = threading.Event()
 
     def on_signal(number: int, frame: Any) -> None:
@@ -179,7 +199,7 @@ def _take_up(
         snapshot = folder.newest_snapshot(known)
         if snapshot is not None:
             # The bound on timestamps is drawn where an input begins, not at each restart: a replay decides alike.
-            return (replace(manifest, future_bound=bound) if known.ended else manifest), snapshot
+            return (replace(manifest, future_bound=bound, gather=0) if known.ended else manifest), snapshot
         console.print("the last run ended before its first checkpoint: starting anew")
         _purge(connection, keys)
     elif connection.exists(keys.ledger):
@@ -190,26 +210,20 @@ def _take_up(
     return Manifest(now, settings.prefix, _fixed(resolved), source=source, ended=False, future_bound=bound), None
 
 
-# ---------------------------------------------------------------------------------------------------- job
-
-
-def _submit(
-    resolved: Resolved,
-    manifest: Manifest,
-    folder: StateFolder,
-    snapshot: str | None,
-    url: str,
-    files: list[tuple[str, str]],
-    run_id: str,
-) -> RunningJob:
-    # Imported here: PyFlink takes seconds, and settings should be judged without it.
-    from flink_jobs.sources import FeedSource
-    from flink_jobs.topology import Job
-    from flink_jobs.topology import build as build_topology
-    from flink_jobs.windows import Windows
+def _gathering(resolved: Resolved, manifest: Manifest, files: list[tuple[str, str]]) -> int:
+    from flink_jobs.windows import gathering_span
 
     settings = resolved.settings
-    fmt = EventFormat(
+    if files:
+        density = peak_density(files, _event_format(resolved, manifest))
+    else:
+        density = 1 / settings.generator.interval
+    return gathering_span(span_ms(settings.tiles.spans[0]), density)
+
+
+def _event_format(resolved: Resolved, manifest: Manifest) -> EventFormat:
+    settings = resolved.settings
+    return EventFormat(
         columns=settings.field,
         timestamp_unit=settings.timestamp_unit,
         default_type=settings.events.default_type,
@@ -217,6 +231,27 @@ def _submit(
         max_value=settings.events.max_value,
         future_bound=manifest.future_bound,
     )
+
+
+# ---------------------------------------------------------------------------------------------------- job
+
+
+def _job(
+    resolved: Resolved,
+    manifest: Manifest,
+    folder: StateFolder,
+    url: str,
+    files: list[tuple[str, str]],
+    run_id: str,
+) -> Job:
+    """The topology's parts, from the settings."""
+    # Imported here: PyFlink takes seconds, and settings should be judged without it.
+    from flink_jobs.sources import FeedSource
+    from flink_jobs.topology import Job
+    from flink_jobs.windows import Windows
+
+    settings = resolved.settings
+    fmt = _event_format(resolved, manifest)
     if files:
         feed: Any = functools.partial(FileFeed, files, fmt, run_id, settings.batch_bytes)
         source = FeedSource("file", feed, ("file", "line"))
@@ -226,7 +261,7 @@ def _submit(
     serving, tiles = settings.serving, settings.tiles
     ttl = span_ms(serving.expire_after) if serving.expire_after else 0
     patience = span_ms(settings.redis_client.patience) / 1_000
-    job = Job(
+    return Job(
         source=source,
         intake=IntakeConfig(
             fmt=fmt,
@@ -251,13 +286,18 @@ def _submit(
         ),
         model=functools.partial(build, resolved.model_name, resolved.model_params, resolved.max_weight),
         publisher=functools.partial(Publisher, url, settings.prefix, ttl, patience),
-        windows=Windows(tiles.spans, tiles.event_types, tiles.session_gap) if tiles.enabled else None,
+        windows=Windows(tiles.spans, tiles.event_types, tiles.session_gap, manifest.gather) if tiles.enabled else None,
         keep={span: span_ms(keep) for span, keep in tiles.keep.items()},
         dead_letters=str((settings.dead_letters or folder.path / "dead-letters").resolve()),
         shards=settings.shards,
         part=manifest.part,
     )
-    env, table_env = environments(configuration(settings, folder.checkpoints, snapshot))
+
+
+def _submit(job: Job, resolved: Resolved, folder: StateFolder, snapshot: str | None) -> RunningJob:
+    from flink_jobs.topology import build as build_topology
+
+    env, table_env = environments(configuration(resolved.settings, folder.checkpoints, snapshot))
     build_topology(env, table_env, job)
     return RunningJob(env.execute_async("freshet"))
 

@@ -36,6 +36,8 @@ class Manifest:
         Of the last run; ``ended`` says whether its input did.
     fixed
         Settings that the state depends on, and so must stay.
+    gather
+        Milliseconds in which results of windows are gathered: windows that are open keep it.
     savepoint
         Of the last stop; a newer checkpoint goes before it.
     """
@@ -47,6 +49,7 @@ class Manifest:
     source: str = ""
     ended: bool = True
     future_bound: int = 0
+    gather: int = 0
     savepoint: str | None = None
     runs: int = 0
     layout: int = field(default=LAYOUT)

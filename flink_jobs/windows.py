@@ -8,6 +8,7 @@ like the others. Sums are decimal: they do not depend on order. What comes out i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,7 +22,9 @@ from serving.schema import span_ms
 
 # Results of one window are gathered into so many strings: enough to spread over subtasks, and to keep each
 # string short of what one write to Redis should be.
-_BUCKETS: Final = 32
+_BUCKETS: Final = 16
+_GATHERED: Final = 20_000  # events whose results are gathered at once, roughly
+_LONGEST: Final = 50 * 365 * 86_400_000  # a span that SQL can write in seconds
 _UNIT, _RECORD = "U&'\\001F'", "U&'\\001E'"
 _DECIMAL: Final = "DECIMAL(38, 6)"
 
@@ -38,11 +41,33 @@ class Windows:
         The types that are counted apart.
     session_gap
         Such as ``30m``.
+    gather
+        Results cross to Python in groups, each of what closes within so many milliseconds of event time: a
+        multiple of the first span, see :func:`gathering_span`.
     """
 
     spans: Sequence[str]
     event_types: Sequence[str]
     session_gap: str
+    gather: int
+
+
+def gathering_span(smallest: int, density: float) -> int:
+    """Milliseconds of event time in which some 20,000 events come, in whole windows of the smallest span.
+
+    A fixed span would make groups of one on a sparse log and huge ones on a dense log.
+
+    Parameters
+    ----------
+    smallest
+        Milliseconds of the smallest tile.
+    density
+        Events a millisecond where the log is densest.
+
+    >>> gathering_span(300_000, 0.1), gathering_span(300_000, 1e-6)
+    (300000, 20000100000)
+    """
+    return smallest * min(max(1, round(_GATHERED / density / smallest)), _LONGEST // smallest)
 
 
 class _Watermark(TimestampAssigner):  # type: ignore[misc]
@@ -53,7 +78,11 @@ class _Watermark(TimestampAssigner):  # type: ignore[misc]
 
 
 def _interval(span: str) -> str:
-    return f"INTERVAL '{span_ms(span) // 1000}' SECOND(10)"
+    return _seconds(span_ms(span))
+
+
+def _seconds(millis: int) -> str:
+    return f"INTERVAL '{millis // 1000}' SECOND(10)"
 
 
 def _text(value: str) -> str:
@@ -71,7 +100,7 @@ def gathered_windows(table_env: StreamTableEnvironment, feed: DataStream, window
     gathered = table_env.sql_query(
         f"""
         SELECT ARRAY_JOIN(ARRAY_AGG(record), {_RECORD}) AS records
-        FROM TABLE(TUMBLE(TABLE results, DESCRIPTOR(closed_at), {_interval(windows.spans[0])}))
+        FROM TABLE(TUMBLE(TABLE results, DESCRIPTOR(closed_at), {_seconds(windows.gather)}))
         GROUP BY bucket, window_start, window_end
         """
     )

@@ -138,6 +138,7 @@ class Intake:
         self.ended = False
         self.first_read_at: int | None = None  # wall clock, ms, of the first record of this run
         self.blob_number = 0
+        self.forgotten = 0  # where the inputs that ended left :attr:`remembered_from`
         self.seen: dict[str, int] = {}
         self.pairs: dict[int, set[str]] = {}
         # Which keys a stored blob holds, so that it can be forgotten whole.
@@ -159,6 +160,7 @@ class Intake:
                 "ended": self.ended,
                 "first_read_at": self.first_read_at,
                 "blob_number": self.blob_number,
+                "forgotten": self.forgotten,
             }
         )
 
@@ -176,14 +178,15 @@ class Intake:
         self.counts = Counts(**stored["counts"])
         self.base, self.run_id = stored["base"], stored["run_id"]
         self.newest, self.ended, self.blob_number = stored["newest"], stored["ended"], stored["blob_number"]
-        self.first_read_at = stored["first_read_at"]
+        self.first_read_at, self.forgotten = stored["first_read_at"], stored["forgotten"]
         if self.run_id != self.config.run_id:
             self.run_id, self.base, self.first_read_at = self.config.run_id, self.counts.as_dict(), None
         ordered = sorted((int(name.split(":")[-1]), name, blob) for name, blob in blobs)
         for _, name, blob in ordered:
             if name.startswith("d:"):
                 times, keys = orjson.loads(blob)
-                self.seen.update(zip(keys, times, strict=True))
+                for key, time in zip(keys, times, strict=True):
+                    self.seen[key] = max(time, self.seen.get(key, time))
                 self._seen_blobs[name] = (max(times), keys)
             else:
                 day = int(name.split(":")[1])
@@ -210,6 +213,11 @@ class Intake:
             return 0
         newest = max(self.newest.values()) if self.config.merged else min(self.newest.values())
         return newest - self.config.out_of_orderness
+
+    @property
+    def remembered_from(self) -> int:
+        """Event ids of older events count as forgotten, whether or not their blob is still there."""
+        return max(self.forgotten, self.watermark - self.config.dedup_horizon)
 
     def process(self, chunk: Chunk, now: int) -> IntakeResult:
         """Judges the records of a chunk, in order; ``now`` is the wall clock in ms, for reports only."""
@@ -250,12 +258,12 @@ class Intake:
                 if event_id:
                     key = f"{len(user_id)}:{user_id}{event_id}"
                     first = seen.get(key)
-                    if first is not None and abs(time - first) <= horizon:
+                    if first is not None and abs(time - first) <= horizon and first >= self.remembered_from:
                         counts.duplicate += 1
                         message = f"event_id {event_id!r} of user_id {user_id!r} came before, at {first}"
                         letters.append(self._letter("duplicate", message, run.source, position, line))
                         continue
-                    seen[key] = time
+                    seen[key] = time if first is None or first < time else first
                     new_times.append(time)
                     new_keys.append(key)
                 if behind < 0:
@@ -287,6 +295,7 @@ class Intake:
         if chunk.ended:
             # The next input is another log: its files are judged by their own times.
             self.ended = True
+            self.forgotten = self.remembered_from
             self.newest = {}
         sources = [run.source for run in chunk.runs]
         for shard in range(shards):

@@ -205,7 +205,7 @@ class Learner:
         self.seq = seq
         self.learned += len(targets)
         self.diverged += len(letters)
-        self.updated_at = max(self.updated_at, events[-1][0])
+        self.updated_at = max(self.updated_at, max(event[0] for event in events))
         self.latest = (events[-1][2], events[-1][3])
         return Learned({e[2] for e in events if e[2] in users}, {e[3] for e in events if e[3] in items}, letters)
 

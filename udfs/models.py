@@ -10,6 +10,7 @@ import base64
 import inspect
 import math
 import struct
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,12 +33,15 @@ class RowModel(Protocol):
 
     Attributes
     ----------
+    name
+        What the settings call it.
     families
         The names of its families of rows, such as ``("user", "item")``.
     n_factors
         Length of the vectors of a row; 0 without any.
     """
 
+    name: str
     families: tuple[str, ...]
     n_factors: int
 
@@ -118,6 +122,7 @@ DEFAULT_SEED: Final = 0
 DEFAULT_MAX_WEIGHT: Final = 1e6
 
 _PROBE: Final = "probe"
+_LARGEST: Final = sys.float_info.max
 _ROW_LAYOUT: Final = 1
 
 
@@ -203,14 +208,32 @@ def _parameter(key: str, params: Mapping[str, Any], seed: int) -> Any:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where a family's numbers live, weights and optimiser slots alike: scalars apart from vectors."""
+    """Where a family's numbers live, weights and optimiser slots alike: scalars apart from vectors.
+
+    The bounds are for the check of an update: of scalars ``(place, bound)``, of vectors ``(place, bound, its
+    square)``. The bound of a slot only keeps it finite: a sum of squared gradients may well be large while the
+    weights are not.
+    """
 
     scalars: list[dict[str, Any]]
     arrays: list[dict[str, Any]]
+    scalar_bounds: list[tuple[dict[str, Any], float]]
+    array_bounds: list[tuple[dict[str, Any], float, float]]
 
     @classmethod
-    def of(cls, columns: Sequence[tuple[dict[str, Any], bool]]) -> _Places:
-        return cls([d for d, vector in columns if not vector], [d for d, vector in columns if vector])
+    def of(cls, columns: Sequence[tuple[dict[str, Any], bool]], weights: Sequence[dict[str, Any]], bound: float) -> _Places:
+        scalars = [place for place, is_vector in columns if not is_vector]
+        arrays = [place for place, is_vector in columns if is_vector]
+
+        def bound_of(place: dict[str, Any]) -> float:
+            return bound if any(place is table for table in weights) else _LARGEST
+
+        return cls(
+            scalars,
+            arrays,
+            [(place, bound_of(place)) for place in scalars],
+            [(place, bound_of(place), min(bound_of(place) * bound_of(place), _LARGEST)) for place in arrays],
+        )
 
 
 class _Draws:
@@ -273,6 +296,7 @@ class RiverRanker:
         self._slots = self._probe(create())
         self._mean: stats.Mean | None = getattr(self.model, "global_mean", None)
         self._optimizers = {t.optimizer: getattr(self.model, t.optimizer) for t in kind.tables}
+        self._counter = self._optimizers[kind.tables[0].optimizer]  # all of them step once a record
         for table in kind.tables:
             for slot in self._slots[table.optimizer]:
                 # Some optimisers make their slots in the first step; made here, a restored row has a place.
@@ -283,7 +307,9 @@ class RiverRanker:
             places = [getattr(self.model, table.weights)]
             places += [getattr(self._optimizers[table.optimizer], s) for s in self._slots[table.optimizer]]
             self._columns[table.family] += [(place, table.is_vector) for place in places]
-        self._user_rows, self._item_rows = _Places.of(self._columns[USER]), _Places.of(self._columns[ITEM])
+        weights = [getattr(self.model, table.weights) for table in kind.tables]
+        self._user_rows = _Places.of(self._columns[USER], weights, max_weight)
+        self._item_rows = _Places.of(self._columns[ITEM], weights, max_weight)
         self._draws = _Draws([(getattr(self.model, name), n) for name, n in self._initial_shapes()])
         self._known = {f: self._columns[f][0][0] for f in self.families}
         self._widths = {f: [self.n_factors if vector else 1 for _, vector in c] for f, c in self._columns.items()}
@@ -337,9 +363,13 @@ class RiverRanker:
         before_scalars += [rows.get(item_id) for rows in item_rows.scalars]
         before_arrays = [rows[user_id].copy() if user_id in rows else None for rows in user_rows.arrays]
         before_arrays += [rows[item_id].copy() if item_id in rows else None for rows in item_rows.arrays]
-        model.learn_one(user_id, item_id, y)
-        if self._sound(user_id, item_id):
-            return prediction
+        iterations = self._counter.n_iterations
+        try:
+            model.learn_one(user_id, item_id, y)
+            if self._sound(user_id, item_id):
+                return prediction
+        except ArithmeticError:  # what overflows to inf in numpy raises in plain Python
+            pass
 
         if mean is not None:
             mean.n, mean._mean = mean_n, mean_value
@@ -351,7 +381,7 @@ class RiverRanker:
             else:
                 rows[row_id] = value
         for optimizer in self._optimizers.values():
-            optimizer.n_iterations -= 1
+            optimizer.n_iterations = iterations
         for family, row_id, is_new in ((USER, user_id, new_user), (ITEM, item_id, new_item)):
             if is_new:
                 for rows, _ in self._columns[family]:
@@ -360,17 +390,16 @@ class RiverRanker:
         raise Diverged(f"a weight of user_id {user_id!r} or item_id {item_id!r} left its bound of {self.max_weight:g}")
 
     def _sound(self, user_id: str, item_id: str) -> bool:
-        """Whether each weight of both rows is finite and within the bound."""
+        """Whether each weight of both rows is within its bound, and all else that is kept of them finite."""
         bound = self.max_weight
         if self._mean is not None and not -bound <= self._mean._mean <= bound:
             return False
-        square = bound * bound
         for rows, row_id in ((self._user_rows, user_id), (self._item_rows, item_id)):
-            for scalars in rows.scalars:
+            for scalars, bound in rows.scalar_bounds:
                 # A comparison with NaN is false, which is what is wanted here.
                 if row_id in scalars and not -bound <= scalars[row_id] <= bound:
                     return False
-            for arrays in rows.arrays:
+            for arrays, bound, square in rows.array_bounds:
                 if row_id in arrays:
                     vector = arrays[row_id]
                     # The norm bounds every element: cheap, and right in all but extreme cases, which look closer.

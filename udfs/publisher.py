@@ -166,6 +166,7 @@ def _header(learner: Learner, shards: int, epoch: int) -> list[bytes | str | int
     summary = learner.summary()
     pairs: list[bytes | str | int] = []
     for name, value in {
+        "model": learner.model.name,
         "global_mean": repr(learner.model.global_mean()),
         "n_factors": learner.model.n_factors,
         "shards": shards,

@@ -1,0 +1,1 @@
+"""Tests of freshet: the same tree as the code."""

@@ -1,0 +1,35 @@
+"""What the JVM and its workers need before the first job starts in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flink_jobs.flink import prepare_process
+
+ROOT = Path(__file__).parents[2]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.flink)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def flink_process(tmp_path_factory: pytest.TempPathFactory) -> None:
+    prepare_process(tmp_path_factory.mktemp("flink-log"))
+    # The workers import the harness.
+    os.environ["PYTHONPATH"] = str(ROOT)
+
+
+@pytest.fixture(scope="session")
+def data() -> Iterator[Path]:
+    """Real event streams; tests that use them are skipped where they are absent."""
+    folder = Path(os.environ.get("FRESHET_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real event streams in {folder} (set FRESHET_TEST_DATA)")
+    yield folder
