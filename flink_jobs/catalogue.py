@@ -50,7 +50,8 @@ def _entries(path: Path) -> Iterator[dict[str, Any] | None]:
     with open_lines(path) as file:
         lines = (line.removeprefix(b"\xef\xbb\xbf") for line in file if line.strip())
         if kind == "csv":
-            yield from csv.DictReader(line.decode(errors="replace") for line in lines)
+            for row in csv.DictReader(line.decode(errors="replace") for line in lines):
+                yield None if None in row else row  # more columns than the header
             return
         for line in lines:
             try:

@@ -96,6 +96,8 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None) ->
         # An element carries a whole batch: what counts is that it does not wait for others.
         "python.fn-execution.bundle.size": "1000",
         "python.fn-execution.bundle.time": "5",
+        # A worker process for each Python operator; in a shared one they would take turns at one interpreter.
+        "python.fn-execution.memory.managed": "false",
         "python.map-state.write-cache-size": "100000",
         "python.map-state.read-cache-size": "1",
         "python.map-state.iterate-response-batch-size": "10000",

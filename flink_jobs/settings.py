@@ -89,6 +89,7 @@ class GeneratorSettings(_Section):
     interval: int = Field(1_000, ge=1, description="milliseconds of event time between events")
     users: int = Field(2_000, ge=1)
     items: int = Field(500, ge=1)
+    churn: int = Field(20, ge=0, description="users that come, and go, in 1,000 events")
     malformed: float = Field(0.01, ge=0, le=1)
     duplicates: float = Field(0.01, ge=0, le=1)
     late: float = Field(0.01, ge=0, le=1)
@@ -114,7 +115,7 @@ class TileSettings(_Section):
 
 
 class ServingSettings(_Section):
-    seen: int = Field(100, ge=1, le=100_000, description="recent items that a user's row keeps")
+    seen: int = Field(50, ge=1, le=100_000, description="recent items that a user's row keeps")
     half_life: Span = Field("7d", description="of an item's popularity")
     expire_after: Span | None = Field(None, description="how long an entity stays in Redis after its last write")
 
@@ -150,7 +151,7 @@ class Settings(_Section):
     summary: Folder | None = None
     checkpoint_interval: Span = "10s"
     out_of_orderness: Span = Field("5s", description="how far behind an event may be before it is late")
-    batch_bytes: int = Field(2_000_000, ge=1, le=64_000_000, description="how much input is read and learned at once")
+    batch_bytes: int = Field(4_000_000, ge=1, le=64_000_000, description="how much input is read and learned at once")
     generator: GeneratorSettings = GeneratorSettings()
     events: EventSettings = EventSettings()
     dedup: DedupSettings = DedupSettings()
@@ -303,7 +304,7 @@ def _model_value(name: str, value: Any) -> Any:
             low, high = (float(bound) for bound in value)
         except (TypeError, ValueError):
             low, high = 1.0, 0.0
-        if low >= high:
+        if not low < high:
             raise SettingsError(f"model.clip_prediction: {value!r} is not two numbers LOW,HIGH with LOW < HIGH")
         return [low, high]
     if not isinstance(value, str):
@@ -319,7 +320,8 @@ def _model_value(name: str, value: Any) -> Any:
 def _first_error(error: ValidationError, origins: Mapping[str, str]) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-    origin = next((o for n, o in origins.items() if n == name or name.startswith(f"{n}.")), "default")
+    near = (o for n, o in origins.items() if n == name or name.startswith(f"{n}.") or n.startswith(f"{name}."))
+    origin = next(near, "default")
     message = first["msg"].removeprefix("Value error, ")
     return f"{name} (from {origin}): {first['input']!r} is not allowed: {message}"
 

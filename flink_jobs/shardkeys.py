@@ -1,8 +1,8 @@
 """Keys for shards that Flink spreads evenly.
 
 Flink places a key by its hash, and a handful of naive keys pile up on some subtasks. So each shard's key is
-searched for: one whose key group is the shard's even share of all key groups. Then any parallelism up to the
-number of shards is balanced.
+searched for: one whose key group is the shard's even share of all key groups. Then a parallelism that divides
+the number of shards is exactly even, and at any other no subtask has more than one shard beyond its share.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def shard_keys(shards: int) -> list[str]:
     >>> [key_group(key) for key in keys]
     [0, 30, 60, 90]
     """
-    return [_search(shard, shard * MAX_PARALLELISM // shards) for shard in range(shards)]
+    return [_search(shard, -(-shard * MAX_PARALLELISM // shards)) for shard in range(shards)]
 
 
 def _search(shard: int, group: int) -> str:

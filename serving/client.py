@@ -188,7 +188,7 @@ class Client:
         if not fields:
             return None
         return ModelHeader(
-            model=orjson.loads(fields[b"summary"]).get("model", ""),
+            model=fields[b"model"].decode(),
             global_mean=float(fields[b"global_mean"]),
             n_factors=int(fields[b"n_factors"]),
             shards=int(fields[b"shards"]),
@@ -294,9 +294,10 @@ class Client:
         k = min(max(k, 0), len(matrix.ids) - len(rows))
         if k == 0:
             return []
-        top = np.argpartition(-scores, k - 1)[:k]
+        least = -np.partition(-scores, k - 1)[k - 1]
         # Equal scores in the order of their ids, so that the same state gives the same answer.
-        order = sorted(top.tolist(), key=lambda row: (-scores[row], matrix.ids[row]))
+        top = np.flatnonzero(scores >= least).tolist()
+        order = sorted(top, key=lambda row: (-scores[row], matrix.ids[row]))[:k]
         return self._with_catalogue([matrix.ids[row] for row in order], [float(scores[row]) for row in order])
 
     def _with_catalogue(self, item_ids: Sequence[str], scores: Sequence[float]) -> list[Recommendation]:
@@ -310,10 +311,7 @@ class Client:
         ]
 
     def _matrix(self, shard: int) -> _ItemMatrix:
-        matrix = self._matrices.get(shard)
-        if matrix is None:
-            header = self.header(shard)
-            matrix = self._matrices[shard] = _ItemMatrix(shard, header.shards if header else 1)
+        matrix = self._matrices.setdefault(shard, _ItemMatrix(shard))
         matrix.refresh(self._redis, self.keys)
         return matrix
 
@@ -321,11 +319,8 @@ class Client:
 class _ItemMatrix:
     """All items of a shard as arrays, brought up to date by what changed since the last look."""
 
-    def __init__(self, shard: int, shards: int) -> None:
+    def __init__(self, shard: int) -> None:
         self._shard = shard
-        self._fields = [
-            sharded(f, shard, shards) for f in (Field.VECTOR, Field.BIAS, Field.POPULARITY, Field.VERSION)
-        ]
         self._clear()
 
     def _clear(self) -> None:
@@ -356,19 +351,23 @@ class _ItemMatrix:
         return self._popularity[: len(self.ids)]
 
     def refresh(self, connection: Any, keys: Keys) -> None:
-        version = connection.hget(keys.model(self._shard), Field.VERSION) or b""
+        version, shards = connection.hmget(keys.model(self._shard), Field.VERSION, "shards")
+        if version is None:
+            self._clear()
+            return
         epoch = version.partition(b".")[0]
         if epoch != self._epoch:
-            # The job was started anew: what it knew before is gone.
+            # The job was started anew, perhaps with other shards: what it knew before is gone.
             self._clear()
             self._epoch = epoch
+        fields = [sharded(f, self._shard, int(shards)) for f in (Field.VECTOR, Field.BIAS, Field.POPULARITY)]
         changed = connection.zrangebyscore(keys.items(self._shard), f"({self._seq}", "+inf", withscores=True)
         for start in range(0, len(changed), _BATCH):
             part = changed[start : start + _BATCH]
             pipe = connection.pipeline(transaction=False)
             for member, _ in part:
-                pipe.hmget(keys.item(member.decode()), self._fields)
-            for (member, score), (vector, bias, popularity, _) in zip(part, pipe.execute(), strict=True):
+                pipe.hmget(keys.item(member.decode()), fields)
+            for (member, score), (vector, bias, popularity) in zip(part, pipe.execute(), strict=True):
                 if bias is not None:
                     self._put(member.decode(), decode_vector(vector), float(bias), float(popularity))
                 self._seq = max(self._seq, score)

@@ -20,7 +20,7 @@ from udfs.intake import Intake, IntakeConfig
 from udfs.learner import Learned, Learner, LearnerConfig
 from udfs.models import RowModel
 from udfs.names import State
-from udfs.publisher import Publisher, all_rows, learned_entities, tile_entities
+from udfs.publisher import Publisher, learned_entities, tile_entities
 from udfs.reading import Feed
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
@@ -146,20 +146,21 @@ class LearnFunction(KeyedProcessFunction):
         if batch.events and batch.watermark is not None:
             self._waiting.put(number, blob)
         for learned in learner.process(batch):
-            for family, row_ids in (("user", learned.users), ("item", learned.items)):
-                for row_id in row_ids:
-                    self._rows.put(f"{family}:{row_id}", learner.encode_row(family, row_id))
-            self._publish(key, learner, learned)
+            encoded = _encoded(learner, learned)
+            for family, rows in encoded.items():
+                for row_id, row in rows.items():
+                    self._rows.put(f"{family}:{row_id}", row)
+            self._publish(key, learner, encoded)
             if learned.dead_letters:
                 yield DEAD_LETTERS, "\n".join(learned.dead_letters)
         for finished in learner.finished_batches():
             self._waiting.remove(finished)
         self._header.update(learner.header())
 
-    def _publish(self, key: str, learner: Learner, learned: Learned) -> None:
+    def _publish(self, key: str, learner: Learner, encoded: dict[str, dict[str, bytes]]) -> None:
         shard = self._shard_of[key]
         self._publisher.learned(
-            *learned_entities(learner, learned, self._publisher.keys, shard, len(self._shard_of), self._epoch)
+            *learned_entities(learner, encoded, self._publisher.keys, shard, len(self._shard_of), self._epoch)
         )
 
     def _restored(self, key: str) -> Learner:
@@ -172,8 +173,16 @@ class LearnFunction(KeyedProcessFunction):
         known = self._publisher.published_version(self._shard_of[key])
         if known is None:
             # Redis was wiped: what it has lost comes back from the state.
-            self._publish(key, learner, all_rows(learner))
+            self._publish(key, learner, _encoded(learner, learner.everything()))
         return learner
+
+
+def _encoded(learner: Learner, learned: Learned) -> dict[str, dict[str, bytes]]:
+    """The touched rows as they are stored, encoded once for the state and for Redis."""
+    return {
+        family: {row_id: learner.encode_row(family, row_id) for row_id in row_ids}
+        for family, row_ids in learned.touched.items()
+    }
 
 
 class PublishTilesFunction(ProcessFunction):

@@ -44,6 +44,8 @@ class GeneratorConfig:
         Milliseconds of event time between events.
     users, items
         How many users are active at a time (they come and go), and how many items there are.
+    churn
+        Users that come, and that go, in 1,000 events; 0 keeps them all.
     malformed, duplicates, late
         Shares of the records.
     """
@@ -54,6 +56,7 @@ class GeneratorConfig:
     interval: int = 1_000
     users: int = 2_000
     items: int = 500
+    churn: int = 20
     malformed: float = 0.01
     duplicates: float = 0.01
     late: float = 0.01
@@ -93,9 +96,9 @@ class Generator:
         rng = np.random.default_rng([config.seed, 1, number])
         first = number * BLOCK
         numbers = np.arange(first, first + BLOCK)
-        # The active users are a window that moves; the low ranks in it are the most active.
-        newcomers = first // 50
-        users = newcomers + (config.users * rng.random(BLOCK) ** 2).astype(int)
+        # The active users are a window that moves, and those about to leave are the most active.
+        newcomers = number * config.churn
+        users = newcomers + (config.users * rng.random(BLOCK) ** (2 if config.churn else 1)).astype(int)
         items = np.minimum(np.searchsorted(self._popularity, rng.random(BLOCK)), config.items - 1)
         ratings = self.truth(users, items, float(first)) + rng.normal(0, config.noise, BLOCK)
         ratings = np.clip(np.round(ratings * 2) / 2, 0.5, 5.0)

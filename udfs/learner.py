@@ -6,7 +6,7 @@ Plain Python, to be used in a notebook as in the job::
     >>> learner = Learner(LearnerConfig(), build("baseline", {}))
     >>> events = [[1, "", "ann", "tea", "rating", 5.0, 0, 1], [2, "", "ann", "rum", "rating", 1.0, 0, 2]]
     >>> [result] = learner.process(Batch(None, True, ["notebook"], events, b"{}"))
-    >>> sorted(result.items), learner.learned
+    >>> sorted(result.touched[ITEM]), learner.learned
     (['rum', 'tea'], 2)
 
 It waits for the watermark where one is given, so that interactions are learned in the order of their times
@@ -60,9 +60,9 @@ class LearnerConfig:
     default_weight: float = 1.0
     clip: tuple[float, float] | None = None
     metrics: tuple[str, ...] = ("MAE", "RMSE")
-    seen: int = 100
+    seen: int = 50
     half_life: int = 7 * 86_400_000
-    group: int = 10_000
+    group: int = 50_000
     position_names: tuple[str, str] = ("file", "line")
     run_id: str = ""
 
@@ -84,10 +84,9 @@ class Row:
 
 @dataclass
 class Learned:
-    """What one group of interactions changed."""
+    """What one group of interactions changed: ids by family."""
 
-    users: set[str]
-    items: set[str]
+    touched: dict[str, list[str]]
     dead_letters: list[str]
 
 
@@ -144,7 +143,7 @@ class Learner:
         for start in range(0, len(ready), self.config.group):
             yield self._learn(ready[start : start + self.config.group])
         if not ready:
-            yield Learned(set(), set(), [])
+            yield Learned({family: [] for family in self.rows}, [])
 
     def finished_batches(self) -> list[int]:
         """Forgets the batches of which nothing waits any more, and names them."""
@@ -207,7 +206,13 @@ class Learner:
         self.diverged += len(letters)
         self.updated_at = max(self.updated_at, max(event[0] for event in events))
         self.latest = (events[-1][2], events[-1][3])
-        return Learned({e[2] for e in events if e[2] in users}, {e[3] for e in events if e[3] in items}, letters)
+        # A record that was rolled back may be the only one of its id.
+        touched = {USER: [u for u in {e[2] for e in events} if u in users], ITEM: [i for i in {e[3] for e in events} if i in items]}
+        return Learned(touched, letters)
+
+    def everything(self) -> Learned:
+        """All rows, as if they had just been learned: to write them again into a Redis that lost them."""
+        return Learned({family: list(rows) for family, rows in self.rows.items()}, [])
 
     def _letter(self, message: str, source: int, position: int, number: int, index: int) -> str:
         _, sources, lines = self.batches[number]
@@ -238,13 +243,15 @@ class Learner:
         )
 
     def encode_row(self, family: str, row_id: str) -> bytes:
+        """A row as it is stored: a fixed part, the model's weights, and what a user has seen, as JSON."""
         row, weights = self.rows[family][row_id], self.model.encode_row(family, row_id)
         head = _ROW.pack(ROW_LAYOUT, len(weights), row.count, row.updated_at, row.seq, row.popularity)
-        return head + weights + (self.seen_json(row_id) if family == USER else b"")
+        return head + weights + (orjson.dumps(list(row.seen)) if family == USER else b"")
 
-    def seen_json(self, user_id: str) -> bytes:
-        """A user's recent items as a JSON array, the newest last: the same in the state and in Redis."""
-        return orjson.dumps(list(self.rows[USER][user_id].seen))
+    @staticmethod
+    def seen_of(blob: bytes) -> bytes:
+        """A user's recent items in an encoded row: a JSON array, the newest last, the same in Redis."""
+        return blob[_ROW.size + _ROW.unpack_from(blob)[1] :]
 
     def restore(
         self,

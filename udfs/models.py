@@ -221,7 +221,9 @@ class _Places:
     array_bounds: list[tuple[dict[str, Any], float, float]]
 
     @classmethod
-    def of(cls, columns: Sequence[tuple[dict[str, Any], bool]], weights: Sequence[dict[str, Any]], bound: float) -> _Places:
+    def of(
+        cls, columns: Sequence[tuple[dict[str, Any], bool]], weights: Sequence[dict[str, Any]], bound: float
+    ) -> _Places:
         scalars = [place for place, is_vector in columns if not is_vector]
         arrays = [place for place, is_vector in columns if is_vector]
 

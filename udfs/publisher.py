@@ -19,7 +19,7 @@ import redis
 from serving.connection import connect, without_password
 from serving.schema import Field, Keys, encode_vector, script, sharded, tile_field, version
 from udfs.intake import RECORD, UNIT, unescape
-from udfs.learner import Learned, Learner
+from udfs.learner import Learner
 from udfs.models import ITEM, USER
 
 # Entities a script call: Redis serves nobody else during one, about 1 ms.
@@ -129,37 +129,49 @@ class Publisher:
 
 
 def learned_entities(
-    learner: Learner, learned: Learned, keys: Keys, shard: int, shards: int, epoch: int
+    learner: Learner, encoded: Mapping[str, Mapping[str, bytes]], keys: Keys, shard: int, shards: int, epoch: int
 ) -> tuple[list[Entity], dict[str, dict[str, int]]]:
     """The Redis writes for what a group changed: its users, its items and the shard's header.
+
+    Parameters
+    ----------
+    encoded
+        The touched rows by family and id, as they are stored.
 
     Returns
     -------
     The entities for :meth:`Publisher.learned`, and the item sets.
     """
     entities: list[Entity] = []
-    users, items = list(learned.users), list(learned.items)
-    for family, row_ids, key_of in ((USER, users, keys.user), (ITEM, items, keys.item)):
-        rows, model = learner.rows[family], learner.model
-        of_shard = shards if family == ITEM else 1
-        names = [sharded(f, shard, of_shard) for f in (Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS)]
-        vector_name = sharded(Field.VECTOR, shard, of_shard)
-        width = 4 * model.n_factors
-        blob = encode_vector(model.vectors(family, row_ids))
-        extra = [Field.SHARD, shard] if family == USER else []
-        popularity_name = sharded(Field.POPULARITY, shard, of_shard)
-        for at, (row_id, bias) in enumerate(zip(row_ids, model.biases(family, row_ids), strict=True)):
+    model, width, epoch_text = learner.model, 4 * learner.model.n_factors, b"%013d." % epoch
+    for family, key_of, of_shard in ((USER, keys.user, 1), (ITEM, keys.item, shards)):
+        row_ids, rows = list(encoded[family]), learner.rows[family]
+        version_name, count, updated_at, bias_name, vector_name, popularity = (
+            sharded(name, shard, of_shard)
+            for name in (
+                Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR, Field.POPULARITY
+            )
+        )  # fmt: skip
+        vectors = encode_vector(model.vectors(family, row_ids))
+        pairs = 5 + bool(width) if family == USER else 4 + bool(width)
+        at = 0
+        for row_id, bias in zip(row_ids, model.biases(family, row_ids), strict=True):
             row = rows[row_id]
-            pairs: list[bytes | str | int] = [names[1], row.count, names[2], row.updated_at, names[3], repr(bias)]
+            entity: list[bytes | str | int] = [
+                version_name, epoch_text + b"%016d" % row.seq, pairs,
+                count, row.count, updated_at, row.updated_at, bias_name, repr(bias),
+            ]  # fmt: skip
             if width:
-                pairs += (vector_name, blob[at * width : (at + 1) * width])
+                entity += (vector_name, vectors[at : at + width])
+                at += width
             if family == USER:
-                pairs += (*extra, Field.SEEN, learner.seen_json(row_id))
+                entity += (Field.SHARD, shard, Field.SEEN, learner.seen_of(encoded[family][row_id]))
             else:
-                pairs += (popularity_name, repr(row.popularity))
-            entities.append((key_of(row_id), [names[0], version(epoch, row.seq), len(pairs) // 2, *pairs]))
+                entity += (popularity, repr(row.popularity))
+            entities.append((key_of(row_id), entity))
     entities.append((keys.model(shard), _header(learner, shards, epoch)))
-    return entities, {keys.items(shard): {i: learner.rows[ITEM][i].seq for i in items}} if items else {}
+    items = {item_id: learner.rows[ITEM][item_id].seq for item_id in encoded[ITEM]}
+    return entities, {keys.items(shard): items} if items else {}
 
 
 def _header(learner: Learner, shards: int, epoch: int) -> list[bytes | str | int]:
@@ -180,11 +192,6 @@ def _header(learner: Learner, shards: int, epoch: int) -> list[bytes | str | int
         pairs += (name, value)
     # The batch number orders headers also where a batch only moved the clock.
     return [Field.VERSION, version(epoch, learner.batch_number), len(pairs) // 2, *pairs]
-
-
-def all_rows(learner: Learner) -> Learned:
-    """All of a shard as if it had just been learned: to write it again into an empty Redis."""
-    return Learned(set(learner.rows[USER]), set(learner.rows[ITEM]), [])
 
 
 @lru_cache(maxsize=100_000)

@@ -167,7 +167,7 @@ class FileFeed:
     """
 
     def __init__(
-        self, files: Sequence[tuple[str, str]], fmt: EventFormat, run_id: str, chunk_bytes: int = 2_000_000
+        self, files: Sequence[tuple[str, str]], fmt: EventFormat, run_id: str, chunk_bytes: int = 4_000_000
     ) -> None:
         self._files = [_File(Path(path), format_) for path, format_ in files]
         self._parser = EventParser(fmt)

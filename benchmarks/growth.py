@@ -1,0 +1,108 @@
+"""What an event costs a learner that knows many ids, against one that knows few; and River's own loop.
+
+    python -m benchmarks.growth [--rounds 3]
+
+Warm: all ids are known before the clock starts. Learning alone, in one process, interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+from river import reco
+
+from benchmarks.common import N_FACTORS, median, progress, rounds, show, store
+from udfs.batch import Batch
+from udfs.learner import Learner, LearnerConfig
+from udfs.models import build
+
+SMALL, LARGE = (10_000, 1_000), (1_000_000, 100_000)
+_EVENTS, _BATCH = 200_000, 20_000
+
+
+def events(users: int, items: int, count: int, seed: int) -> list[tuple[str, str, float]]:
+    rng = np.random.default_rng(seed)
+    drawn = zip(rng.integers(0, users, count), rng.integers(0, items, count), rng.integers(1, 11, count), strict=True)
+    return [(f"u{u}", f"i{i}", float(r) / 2) for u, i, r in drawn]
+
+
+def batches(pairs: list[tuple[str, str, float]]) -> list[bytes]:
+    rows: list[list[Any]] = [[1_700_000_000_000 + n, "", u, i, "rating", y, 0, n] for n, (u, i, y) in enumerate(pairs)]
+    return [
+        Batch(None, False, ["bench"], rows[at : at + _BATCH], b"").encode() for at in range(0, len(rows), _BATCH)
+    ]
+
+
+def every_id(users: int, items: int) -> list[tuple[str, str, float]]:
+    return [(f"u{n}", f"i{n % items}", 3.0) for n in range(max(users, items))]
+
+
+class Warm:
+    """A learner and a River model that know all ids."""
+
+    def __init__(self, users: int, items: int) -> None:
+        self.users, self.items = users, items
+        self.learner = Learner(LearnerConfig(), build("biased_mf", {"n_factors": N_FACTORS}))
+        self.river = reco.BiasedMF(n_factors=N_FACTORS, seed=0)
+        known = every_id(users, items)
+        for blob in batches(known):
+            self._learn(blob)
+        for user, item, y in known:
+            self.river.learn_one(user, item, y)
+
+    def _learn(self, blob: bytes) -> None:
+        """What the learner's operator does in Python for a batch, up to the bytes of the touched rows."""
+        learner = self.learner
+        for learned in learner.process(Batch.decode(blob)):
+            for family, row_ids in learned.touched.items():
+                for row_id in row_ids:
+                    learner.encode_row(family, row_id)
+        learner.finished_batches()
+        learner.header()
+
+    def measure(self, seed: int) -> tuple[float, float]:
+        """Microseconds an event: of the learner, of River's loop."""
+        pairs = events(self.users, self.items, _EVENTS, seed)
+        blobs = batches(pairs)
+        began = time.perf_counter()
+        for blob in blobs:
+            self._learn(blob)
+        middle = time.perf_counter()
+        for user, item, y in pairs:
+            self.river.predict_one(user, item)
+            self.river.learn_one(user, item, y)
+        end = time.perf_counter()
+        return (middle - began) / _EVENTS * 1e6, (end - middle) / _EVENTS * 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    progress("warming up: 10,000 users, then 1,000,000")
+    small, large = Warm(*SMALL), Warm(*LARGE)
+    figures: dict[str, list[float]] = {"small": [], "large": [], "river_small": [], "river_large": []}
+    for number in rounds(arguments.rounds):
+        for name, warm in (("small", small), ("large", large)):
+            ours, theirs = warm.measure(number)
+            figures[name].append(ours)
+            figures[f"river_{name}"].append(theirs)
+    ratio = median([b / a for a, b in zip(figures["small"], figures["large"], strict=True)])
+    river = median([b / a for a, b in zip(figures["river_small"], figures["river_large"], strict=True)])
+    show(
+        "cost of an event, warm",
+        [
+            ("users, items", "learner us", "River's loop us"),
+            ("10,000, 1,000", f"{median(figures['small']):.1f}", f"{median(figures['river_small']):.1f}"),
+            ("1,000,000, 100,000", f"{median(figures['large']):.1f}", f"{median(figures['river_large']):.1f}"),
+            ("ratio", f"{ratio:.2f}", f"{river:.2f}"),
+        ],
+    )
+    store("growth", {**figures, "ratio": ratio, "river_ratio": river})
+
+
+if __name__ == "__main__":
+    main()

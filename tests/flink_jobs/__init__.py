@@ -1,0 +1,1 @@
+"""Tests of settings, state folder and command line: no JVM is started here."""

@@ -1,0 +1,47 @@
+"""The embedded Redis: its data stays, and nobody starts it twice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import redis
+
+from flink_jobs.embedded import EmbeddedRedisError, embedded_redis, socket_path
+from serving.connection import connect
+
+
+def test_data_outlives_the_server(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path / "data") as url:
+        connect(url).set("k", "v")
+    with pytest.raises(redis.exceptions.ConnectionError):
+        connect(url).ping()
+    with embedded_redis(tmp_path / "data") as again:
+        assert again == url and connect(url).get("k") == b"v"
+
+
+def test_a_server_that_runs_is_shared_and_left_running(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path) as url:
+        with embedded_redis(tmp_path) as same:
+            assert same == url
+        assert connect(url).ping()
+
+
+def test_data_folders_have_servers_of_their_own(tmp_path: Path) -> None:
+    assert socket_path(tmp_path / "a") != socket_path(tmp_path / "b")
+    assert socket_path(tmp_path / "a") == socket_path(tmp_path / "b" / ".." / "a")
+    assert len(str(socket_path(tmp_path / ("x" * 200)))) < 100 or "TMPDIR" in os.environ
+
+
+def test_the_socket_is_private(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path) as url:
+        path = Path(url.removeprefix("unix://"))
+        assert path.stat().st_mode & 0o077 == 0 and path.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_server_that_does_not_start_says_where_to_look(tmp_path: Path) -> None:
+    (tmp_path / "redis.rdb").write_bytes(b"no database")
+    with pytest.raises(EmbeddedRedisError, match=r"did not start; see .*redis.log"), embedded_redis(tmp_path):
+        pass
+    assert (tmp_path / "redis.log").exists()

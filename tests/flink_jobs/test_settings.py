@@ -1,0 +1,167 @@
+"""Settings: layers, origins, and errors that name the setting, the value and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flink_jobs.settings import Layer, SettingsError, assignment, environment_layer, flatten, resolve, toml_layer
+from serving.schema import span_ms
+
+
+def given(**values: Any) -> Any:
+    """Resolved settings; a double underscore is a dot."""
+    return resolve([Layer("--set", {name.replace("__", "."): value for name, value in values.items()})])
+
+
+def test_defaults_are_documented_ones() -> None:
+    resolved = resolve([])
+    settings = resolved.settings
+    assert (settings.source, settings.redis, settings.prefix, settings.shards) == (
+        "generator",
+        "embedded",
+        "freshet",
+        1,
+    )
+    assert (resolved.model_name, resolved.model_params, resolved.clip) == ("biased_mf", {}, None)
+    assert resolved.max_weight == 1e6 and settings.metrics == ["MAE", "RMSE"]
+    assert settings.tiles.spans == ["5m", "1h", "1d"] and span_ms(settings.dedup.horizon) == 3_600_000
+    assert {origin for _, _, origin in resolved.rows()} == {"default"}
+
+
+def test_the_later_layer_wins_and_is_the_origin(tmp_path: Path) -> None:
+    path = tmp_path / "freshet.toml"
+    path.write_text(
+        'shards = 2\nprefix = "file"\n[model]\nn_factors = 3\n[dedup]\nhorizon = "2h"\n[field]\nuser_id = "uid"\n'
+    )
+    resolved = resolve(
+        [
+            toml_layer(path),
+            environment_layer(
+                {"FRESHET_SHARDS": "3", "FRESHET_MODEL__N_FACTORS": "4", "FRESHET_TILES__ENABLED": "false", "HOME": "/"}
+            ),
+            Layer("--set", {"model.n_factors": "5"}),
+            Layer("flag", {"shards": "6"}),
+        ]
+    )
+    settings = resolved.settings
+    assert (settings.shards, settings.prefix, settings.dedup.horizon) == (6, "file", "2h")
+    assert resolved.model_params == {"n_factors": 5} and settings.field == {"user_id": "uid"}
+    assert settings.tiles.enabled is False
+    shown = {name: (value, origin) for name, value, origin in resolved.rows()}
+    assert shown["shards"] == (6, "flag") and shown["prefix"] == ("file", str(path))
+    assert shown["tiles.enabled"] == (False, "environment") and shown["redis"] == ("embedded", "default")
+
+
+def test_text_becomes_what_it_reads_as() -> None:
+    resolved = given(
+        model__latent_optimizer="Adam",
+        model__latent_optimizer__lr="0.01",
+        model__l2_bias="1e-3",
+        model__clip_prediction="0.5, 5",
+        model__max_weight="1000",
+        metrics="MAE, SMAPE",
+        tiles__spans="10m,1h",
+        tiles__keep__10m="1d",
+        weight__purchase="5",
+        generator__rate="1.5",
+    )
+    assert resolved.model_params == {"latent_optimizer": "Adam", "latent_optimizer.lr": 0.01, "l2_bias": 0.001}
+    assert resolved.clip == (0.5, 5.0) and resolved.max_weight == 1000.0
+    settings = resolved.settings
+    assert settings.metrics == ["MAE", "SMAPE"] and settings.tiles.spans == ["10m", "1h"]
+    assert settings.tiles.keep["10m"] == "1d" and settings.weight == {"purchase": 5.0}
+    assert settings.generator.rate == 1.5
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("sharts", "2", "known here: source, format"),
+        ("generator.event", "2", "known here: events, seed"),
+        ("tiles.spans.x", "2", "there is no such setting"),
+        ("generator", "7", "is not a section; it has events"),
+        ("shards", "0", "greater than or equal to 1"),
+        ("shards", "121", "less than or equal to 120"),
+        ("shards", "many", "valid integer"),
+        ("shards", "1.5", "valid integer"),
+        ("parallelism", "0", "greater than or equal to 1"),
+        ("source", "kafka", "write generator or file:PATH"),
+        ("source", "file:", "write generator or file:PATH"),
+        ("format", "xml", "'jsonl' or 'csv'"),
+        ("timestamp_unit", "us", "'auto', 'ms', 's' or 'iso'"),
+        ("time", "wall", "'event' or 'processing'"),
+        ("redis", "localhost:6379", "write embedded, or a URL that starts with redis://"),
+        ("prefix", "a b", "letters, digits"),
+        ("prefix", "", "letters, digits"),
+        ("prefix", "p*", "letters, digits"),
+        ("metrics", "MAE,R2", "'R2' is not one of MAE, MSE, RMSE"),
+        ("field.user", "uid", "'user' is not a field of an event; there are user_id, item_id"),
+        ("weight.view", "much", "valid number"),
+        ("checkpoint_interval", "10", "is not a span; write a whole number and a unit"),
+        ("checkpoint_interval", 10, "write a whole number and a unit"),
+        ("out_of_orderness", "-5s", "is not a span"),
+        ("dedup.horizon", "1w", "is not a span"),
+        ("tiles.keep.5m", "long", "is not a span"),
+        ("tiles.spans", "", "is not a span"),
+        ("tiles.spans", "1h,5m", "must grow, each a multiple of the first"),
+        ("tiles.spans", "5m,7m", "must grow, each a multiple of the first"),
+        ("tiles.spans", "7m", "must divide a day or be whole days"),
+        ("events.max_id_bytes", "3", "greater than or equal to 4"),
+        ("generator.late", "1.1", "less than or equal to 1"),
+        ("generator.seed", "-1", "greater than or equal to 0"),
+        ("batch_bytes", "0", "greater than or equal to 1"),
+        ("serving.seen", "0", "greater than or equal to 1"),
+        ("model.name", "svd", "there are baseline, funk_mf, biased_mf"),
+        ("model.factors", "2", "biased_mf has no such parameter; it has n_factors"),
+        ("model.n_factors", "0", "whole number of at least 1"),
+        ("model.max_weight", "0", "a number between 0 and 1e150"),
+        ("model.max_weight", "big", "a number between 0 and 1e150"),
+        ("model.clip_prediction", "5,1", "not two numbers LOW,HIGH with LOW < HIGH"),
+        ("model.clip_prediction", "5", "not two numbers LOW,HIGH with LOW < HIGH"),
+        ("model.clip_prediction", "nan,nan", "not two numbers LOW,HIGH with LOW < HIGH"),
+    ],
+)
+def test_errors_name_the_setting_the_value_and_what_is_allowed(name: str, value: Any, allowed: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        resolve([Layer("--set", {name: value})])
+    message = str(caught.value)
+    assert allowed in message
+    assert message.startswith((f"{name} (from --set)", f"{name}:", f"{name.split('.')[0]} (from --set)"))
+    if value not in ("", "2") and "," not in str(value):
+        assert repr(value) in message or str(value) in message
+
+
+def test_an_error_says_where_the_value_came_from() -> None:
+    layers = [environment_layer({"FRESHET_SHARDS": "zero"}), Layer("flag", {"prefix": "p"})]
+    with pytest.raises(SettingsError, match=r"^shards \(from environment\): 'zero' is not allowed"):
+        resolve(layers)
+    with pytest.raises(SettingsError, match=r"^dedup.horizons \(from environment\): there is no such setting"):
+        resolve([environment_layer({"FRESHET_DEDUP__HORIZONS": "1h"})])
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--config .*absent.toml: No such file"):
+        toml_layer(tmp_path / "absent.toml")
+    (tmp_path / "bad.toml").write_text("shards = = 2")
+    with pytest.raises(SettingsError, match=r"bad.toml is not TOML"):
+        toml_layer(tmp_path / "bad.toml")
+
+
+def test_assignments() -> None:
+    assert assignment(" model.l2 = 0.5") == ("model.l2", "0.5")
+    assert assignment("field.user_id=a=b") == ("field.user_id", "a=b")
+    for text in ("shards", "=2", " =2"):
+        with pytest.raises(SettingsError, match="write KEY=VALUE"):
+            assignment(text)
+
+
+def test_trees_are_flattened() -> None:
+    assert flatten({"a": {"b": {"c": 1}, "d": {}}, "e": [1]}) == {"a.b.c": 1, "a.d": {}, "e": [1]}
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        resolve([]).settings.shards = 3

@@ -1,0 +1,1 @@
+"""Tests of the look-ups and of the Redis schema."""

@@ -1,0 +1,28 @@
+"""What the PyFlink shells do between the plain objects, for tests without Flink."""
+
+from __future__ import annotations
+
+from udfs.learner import Learned, Learner
+from udfs.publisher import Publisher, learned_entities
+
+
+def encoded(learner: Learner, learned: Learned) -> dict[str, dict[str, bytes]]:
+    """The touched rows as they are stored."""
+    return {
+        family: {row_id: learner.encode_row(family, row_id) for row_id in row_ids}
+        for family, row_ids in learned.touched.items()
+    }
+
+
+def publish(
+    publisher: Publisher,
+    learner: Learner,
+    learned: Learned | None = None,
+    *,
+    shard: int = 0,
+    shards: int = 1,
+    epoch: int = 7,
+) -> None:
+    """Writes what was learned, or all that is known, to Redis."""
+    rows = encoded(learner, learned or learner.everything())
+    publisher.learned(*learned_entities(learner, rows, publisher.keys, shard, shards, epoch))

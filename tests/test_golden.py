@@ -1,0 +1,198 @@
+"""Golden bytes: what layout 1 wrote is read, and written again, byte for byte.
+
+``golden/layout1.json`` holds what each thing looked like when its layout was made. It is never regenerated: a
+change of a layout adds a file and a reader, and leaves this one to pass.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from flink_jobs.state import Manifest, StateFolder
+from serving.schema import Tile, decode_tiles, decode_vector, encode_tile, encode_vector, tile_field, version
+from udfs.batch import Batch
+from udfs.chunk import Chunk, Run
+from udfs.events import EventFormat
+from udfs.intake import Intake, IntakeConfig
+from udfs.learner import Learner, LearnerConfig, build
+from udfs.reading import FileFeed
+
+T0 = 1_700_000_000_000
+GOLDEN = Path(__file__).parent / "golden" / "layout1.json"
+INTAKE = IntakeConfig(EventFormat(), 1, True, True, 5_000, 3_600_000, True, ("file", "line"), "7-0", 7)
+LEARNER = LearnerConfig(run_id="7-0")
+ADAM = {
+    "n_factors": 2,
+    "bias_optimizer": "Adam",
+    "bias_optimizer.lr": 0.1,
+    "latent_optimizer": "SGD",
+    "latent_optimizer.lr": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    stored: dict[str, Any] = orjson.loads(GOLDEN.read_bytes())
+    return stored
+
+
+def unhex(stored: dict[str, str]) -> dict[str, bytes]:
+    return {name: bytes.fromhex(text) for name, text in stored.items()}
+
+
+# The things as they were written. Values are chosen so that nothing depends on a machine's arithmetic.
+
+CHUNK = Chunk(
+    [Run("a.csv", 2, 1), Run("b.jsonl", 7, 2)],
+    [b"ann,tea,1700000000000", b"\xff", b'{"user_id":"\xc3\xa9","item_id":1,"timestamp":1700000001,"event_id":"e1"}'],
+    {"a.csv": ["user_id", "item_id", "timestamp"]},
+)
+BATCH = Batch(
+    T0,
+    False,
+    ["a.csv", "b.jsonl"],
+    [[T0, "", "ann", "tea", "view", 1.0, 0, 2], [T0 + 1_000, "e1", "\u00e9", "1", "rating", 4.5, 1, 8]],
+    b"ann,tea,1700000000000\n{}",
+)
+MANIFEST = Manifest(
+    epoch=T0,
+    prefix="freshet",
+    fixed={"shards": 2, "model": {"name": "funk_mf", "n_factors": 4}, "tiles": [False]},
+    part=1,
+    source="file:a.jsonl",
+    ended=False,
+    future_bound=T0 + 5,
+    savepoint="savepoints/savepoint-1",
+    runs=3,
+)
+
+
+def judged() -> tuple[Intake, dict[str, bytes]]:
+    """An intake that has judged the golden chunk."""
+    intake = Intake(INTAKE)
+    return intake, intake.process(CHUNK, now=T0 + 9).puts
+
+
+def learned(kind: str, params: dict[str, Any]) -> Learner:
+    """A learner that has learned two ratings; a third event waits."""
+    learner = Learner(LEARNER, build(kind, params))
+    events = [
+        [T0, "", "ann", "tea", "rating", 5.0, 0, 1],
+        [T0 + 1, "", "ann", "\u00e9t\u00e9", "rating", 1.0, 0, 2],
+        [T0 + 9, "", "bob", "tea", "rating", 2.0, 0, 3],
+    ]
+    list(learner.process(Batch(T0 + 5, False, ["a"], events, b"{}\n{}\n{}")))
+    return learner
+
+
+def position_of(path: Path) -> bytes:
+    path.write_bytes(b"a\nb\nc\n")
+    feed = FileFeed([(str(path), "jsonl")], EventFormat(), "7-0", 1)
+    feed.seek(None)
+    feed.read()
+    return feed.position().replace(str(path.parent).encode(), b"FOLDER")
+
+
+def rows(learner: Learner) -> dict[str, bytes]:
+    return {
+        f"{family}:{row_id}": learner.encode_row(family, row_id)
+        for family in ("user", "item")
+        for row_id in learner.rows[family]
+    }
+
+
+# ---------------------------------------------------------------------------------------------- tests
+
+
+def test_chunk(golden: dict[str, Any]) -> None:
+    blob = bytes.fromhex(golden["chunk"])
+    assert Chunk.decode(blob) == CHUNK
+    assert CHUNK.encode() == blob
+
+
+def test_batch(golden: dict[str, Any]) -> None:
+    blob = bytes.fromhex(golden["batch"])
+    assert Batch.decode(blob) == BATCH
+    assert BATCH.encode() == blob
+
+
+def test_intake(golden: dict[str, Any]) -> None:
+    header, blobs = golden["intake"]["header"].encode(), unhex(golden["intake"]["blobs"])
+    intake, puts = judged()
+    assert (intake.header, puts) == (header, blobs)
+    again = Intake(INTAKE)
+    again.restore(header, blobs.items())
+    assert again.header == header
+    assert again.seen == {"1:\u00e9e1": T0 + 1_000} and again.newest == {"a.csv": T0, "b.jsonl": T0 + 1_000}
+    assert again.pairs == {1_699_920_000_000: {"3:anntea", "1:\u00e91"}}
+    assert vars(again.counts) == vars(intake.counts) and again.counts.rejected == {"not_json": 1}
+
+
+def test_learner_of_biases(golden: dict[str, Any]) -> None:
+    header, blobs = golden["baseline"]["header"].encode(), unhex(golden["baseline"]["rows"])
+    learner = learned("baseline", {"optimizer": "SGD", "optimizer.lr": 0.25})
+    assert learner.header() == header
+    assert rows(learner) == blobs
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "params"),
+    [("baseline", "baseline", {"optimizer": "SGD", "optimizer.lr": 0.25}), ("biased_mf", "biased_mf", ADAM)],
+)
+def test_learner_is_read(golden: dict[str, Any], name: str, kind: str, params: dict[str, Any]) -> None:
+    header, blobs = golden[name]["header"].encode(), unhex(golden[name]["rows"])
+    waiting = {0: bytes.fromhex(golden[name]["waiting"])}
+    learner = Learner(LEARNER, build(kind, params))
+    learner.restore(header, [(*n.split(":", 1), blob) for n, blob in blobs.items()], waiting.items())  # type: ignore[misc]
+    assert learner.header() == header
+    assert rows(learner) == blobs
+    user, item = learner.rows["user"]["ann"], learner.rows["item"]["\u00e9t\u00e9"]
+    assert (user.count, user.seq, user.updated_at, list(user.seen)) == (2, 2, T0 + 1, ["tea", "\u00e9t\u00e9"])
+    assert (item.count, item.seq, item.updated_at) == (1, 2, T0 + 1)
+    assert (learner.seq, learner.learned, len(learner.waiting)) == (2, 2, 1)
+    assert learner.model.global_mean() == 3.0
+
+
+def test_a_row_is_documented_numbers(golden: dict[str, Any]) -> None:
+    """Layout, length of the model's part, count, updated_at, seq, popularity; then weights and slots as doubles."""
+    blob = bytes.fromhex(golden["biased_mf"]["rows"]["user:ann"])
+    assert blob[0] == 1 and int.from_bytes(blob[4:8], "little") == 40
+    assert [int.from_bytes(blob[at : at + 8], "little") for at in (8, 16, 24)] == [2, T0 + 1, 2]
+    bias, _, _, *factors = np.frombuffer(blob[40:80], "<f8").tolist()  # the bias, Adam's m and v of it, the factors
+    learner = learned("biased_mf", ADAM)
+    assert learner.model.biases("user", ["ann"])[0] == pytest.approx(bias)
+    assert learner.model.vectors("user", ["ann"])[0].tolist() == pytest.approx(factors)
+    assert blob[80:] == '["tea","\u00e9t\u00e9"]'.encode()
+
+
+def test_position_of_a_feed(golden: dict[str, Any], tmp_path: Path) -> None:
+    position = golden["position"].encode()
+    assert position_of(tmp_path / "a.jsonl") == position
+    feed = FileFeed([(str(tmp_path / "a.jsonl"), "jsonl")], EventFormat(), "7-0")
+    feed.seek(position.replace(b"FOLDER", str(tmp_path).encode()))
+    assert feed.read().lines == [b"b", b"c"]
+
+
+def test_manifest(golden: dict[str, Any], tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path)
+    folder.store(MANIFEST)
+    now = orjson.loads((tmp_path / "manifest.json").read_bytes())
+    assert now.items() >= orjson.loads(golden["manifest"]).items()
+    (tmp_path / "manifest.json").write_text(golden["manifest"])
+    assert folder.load() == MANIFEST
+
+
+def test_redis_fields(golden: dict[str, Any]) -> None:
+    vector = np.array([0.5, -1.25, 3.0e-5, 1e30])
+    assert encode_vector(vector).hex() == golden["redis"]["vector"]
+    assert decode_vector(bytes.fromhex(golden["redis"]["vector"])).tolist() == vector.astype("f4").tolist()
+    assert version(T0, 42).decode() == golden["redis"]["version"]
+    tile = encode_tile(3, 7.5, 2, {"view": 2, "buy": 1})
+    fields = {tile_field("5m", T0).encode(): tile, tile_field("5m", T0, 2).encode(): tile}
+    assert {name.decode(): blob.decode() for name, blob in fields.items()} == golden["redis"]["tiles"]
+    assert decode_tiles(fields) == {"5m": {T0: Tile(T0, 6, 15.0, 4, {"view": 4, "buy": 2})}}

@@ -1,0 +1,290 @@
+"""Models: River's arithmetic bit for bit, rows that hold all of it, and one contract for every kind."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from tests.udfs.cases import CASES, MATRIX, OPTIMIZERS, made, parameters, ratings, rebuilt, river, stored, weights
+from udfs.models import KINDS, Diverged, ModelError, build
+
+each_case = pytest.mark.parametrize(("kind", "optimizer"), CASES)
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@each_case
+def test_learning_is_rivers_bit_for_bit(kind: str, optimizer: str) -> None:
+    model, plain = made(kind, optimizer), river(kind, optimizer)
+    for user, item, y in ratings(1_500):
+        expected = plain.predict_one(user, item)
+        plain.learn_one(user, item, y)
+        assert model.step(user, item, y) == expected
+    assert weights(kind, model.model) == weights(kind, plain)
+    if kind != "funk_mf":
+        assert model.global_mean() == plain.global_mean.get()
+
+
+@each_kind
+def test_defaults_are_rivers(kind: str) -> None:
+    model, plain = build(kind, {}), KINDS[kind].estimator(seed=0)
+    for user, item, y in ratings(300):
+        expected = plain.predict_one(user, item)
+        plain.learn_one(user, item, y)
+        assert model.step(user, item, y) == expected
+    assert weights(kind, model.model) == weights(kind, plain)
+
+
+@each_case
+def test_a_model_goes_on_from_its_rows_as_if_nothing_had_been(kind: str, optimizer: str) -> None:
+    log = ratings(1_400, users=40, items=40)
+    whole, model = made(kind, optimizer), made(kind, optimizer)
+    expected = [whole.step(*rating) for rating in log]
+    predictions = [model.step(*rating) for rating in log[:600]]
+    header, rows = stored(model)
+    model = rebuilt(kind, optimizer, header, rows)
+    assert stored(model) == (header, rows)
+    predictions += [model.step(*rating) for rating in log[600:]]
+    assert predictions == expected
+    assert stored(model) == stored(whole)
+
+
+@each_case
+@pytest.mark.parametrize("ids", [("u0", "i0"), ("u0", "new"), ("new", "i0"), ("new", "newer")])
+def test_what_diverges_leaves_no_trace(kind: str, optimizer: str, ids: tuple[str, str]) -> None:
+    log = ratings(400)
+    model, never = made(kind, optimizer, 100.0), made(kind, optimizer, 100.0)
+    for rating in log[:200]:
+        model.step(*rating)
+        never.step(*rating)
+    before = stored(model)
+    for y in (1e12, -1e12, 1e15):
+        # Adam and its like take small steps however large the error; what they remember of it is not small.
+        with np.errstate(all="ignore"):
+            try:
+                model.step(*ids, y)
+            except Diverged as verdict:
+                assert ids[0] in str(verdict) and ids[1] in str(verdict) and "100" in str(verdict)
+                assert stored(model) == before
+            else:
+                assert optimizer in ("AdaGrad", "Adam", "RMSProp") and kind == "funk_mf"
+                return
+    for rating in log[200:]:
+        assert model.step(*rating) == never.step(*rating)
+    assert stored(model) == stored(never)
+
+
+@each_kind
+@pytest.mark.parametrize("created", [999, 1_000, 1_001, 2_400])
+def test_draws_are_taken_back_at_any_number_of_rows(kind: str, created: int) -> None:
+    params = {**parameters(kind, "SGD"), **({"initializer": "Normal"} if kind == "baseline" else {})}
+    model, never = build(kind, params, 100.0), build(kind, params, 100.0)
+    for n in range(0, created, 2):
+        model.step(f"u{n}", f"i{n}", 3.0)
+        never.step(f"u{n}", f"i{n}", 3.0)
+    for n in range(3):
+        with pytest.raises(Diverged), np.errstate(all="ignore"):
+            model.step("new", f"i{n}", 1e12)
+        with pytest.raises(Diverged), np.errstate(all="ignore"):
+            model.step("new", "newer", 1e12)
+    assert stored(model) == stored(never)
+    assert model.step("u0", "another", 2.0) == never.step("u0", "another", 2.0)
+    assert stored(model) == stored(never)
+
+
+@pytest.mark.parametrize("optimizer", ["AdaGrad", "Adam", "RMSProp"])
+@each_kind
+def test_the_bound_is_of_weights_and_not_of_squared_gradients(kind: str, optimizer: str) -> None:
+    model, plain = made(kind, optimizer, max_weight=50.0), river(kind, optimizer)
+    for n, (user, item, y) in enumerate(ratings(1_000, users=2, items=2)):
+        try:
+            model.step(user, item, 8 * y)
+        except Diverged as verdict:
+            raise AssertionError(f"record {n}: {verdict}") from verdict
+        plain.learn_one(user, item, 8 * y)
+    assert weights(kind, model.model) == weights(kind, plain)
+
+
+@pytest.mark.parametrize("kind", ["baseline", "biased_mf"])
+def test_a_loss_that_overflows_is_a_record_that_diverged(kind: str) -> None:
+    model = build(kind, {"loss": "Poisson"})
+    model.step("u", "i", 3.0)
+    before = stored(model)
+    with pytest.raises(Diverged), np.errstate(all="ignore"):
+        model.step("u", "j", 5_000.0)
+    assert stored(model) == before
+
+
+# -------------------------------------------------------------------------------------- the contract
+
+
+@each_case
+class TestContract:
+    """What the learner, the state and the publisher count on, for every model."""
+
+    def test_rows_have_one_size_a_family(self, kind: str, optimizer: str) -> None:
+        model = made(kind, optimizer)
+        for rating in ratings(50):
+            model.step(*rating)
+        _, rows = stored(model)
+        for family in model.families:
+            sizes = {len(blob) for (of, _), blob in rows.items() if of == family}
+            assert len(sizes) == 1 and sizes.pop() % 8 == 0
+
+    def test_a_record_touches_its_own_rows_only(self, kind: str, optimizer: str) -> None:
+        model = made(kind, optimizer)
+        for rating in ratings(100):
+            model.step(*rating)
+        _, before = stored(model)
+        model.step("u1", "i1", 1.0)
+        _, after = stored(model)
+        changed = {row for row in after if after[row] != before.get(row)}
+        assert changed <= {("user", "u1"), ("item", "i1")} and changed
+
+    def test_reading_changes_nothing(self, kind: str, optimizer: str) -> None:
+        model = made(kind, optimizer)
+        for rating in ratings(100):
+            model.step(*rating)
+        before = stored(model)
+        model.vectors("user", ["u0", "u1"])
+        model.biases("item", ["i0"])
+        model.global_mean()
+        assert stored(model) == before
+
+    def test_biases_and_vectors_give_the_prediction(self, kind: str, optimizer: str) -> None:
+        model = made(kind, optimizer)
+        for rating in ratings(200):
+            model.step(*rating)
+        for user, item in (("u0", "i0"), ("u3", "i2")):
+            [u], [i] = model.vectors("user", [user]), model.vectors("item", [item])
+            assert u.shape == i.shape == (MATRIX[kind],) == (model.n_factors,)
+            computed = model.global_mean() + model.biases("user", [user])[0] + model.biases("item", [item])[0] + u @ i
+            assert math.isclose(computed, model.model.predict_one(user, item), rel_tol=1e-12)
+
+    def test_no_ids_give_no_rows(self, kind: str, optimizer: str) -> None:
+        model = made(kind, optimizer)
+        assert model.biases("user", []) == [] and len(model.vectors("user", [])) == 0
+
+    def test_any_text_is_an_id(self, kind: str, optimizer: str) -> None:
+        model = made(kind, optimizer)
+        odd = ["probe", "user:1", "\x00", "\U0001f30a", " ", "1"]
+        for row_id in odd:
+            model.step(row_id, row_id, 2.0)
+        header, rows = stored(model)
+        assert stored(rebuilt(kind, optimizer, header, rows)) == (header, rows)
+        assert len(rows) == 2 * len(odd)
+
+    def test_a_new_model_has_a_header(self, kind: str, optimizer: str) -> None:
+        header, rows = stored(made(kind, optimizer))
+        assert rows == {}
+        model, fresh = rebuilt(kind, optimizer, header, {}), made(kind, optimizer)
+        assert [model.step(*r) for r in ratings(50)] == [fresh.step(*r) for r in ratings(50)]
+
+    def test_what_is_rolled_back_is_as_before(self, kind: str, optimizer: str) -> None:
+        model = made(kind, optimizer)
+        for rating in ratings(50):
+            model.step(*rating)
+        before = stored(model)
+        # Under so small a bound no record is sound, whatever the optimiser.
+        strict = rebuilt(kind, optimizer, *before, max_weight=1e-9)
+        for user, item in (("u0", "i0"), ("u0", "fresh"), ("fresh", "i0"), ("fresh", "fresh")):
+            with pytest.raises(Diverged, match=r"bound of 1e-09"):
+                strict.step(user, item, 3.0)
+            assert stored(strict) == before
+
+
+# ------------------------------------------------------------------------------------------- refusals
+
+
+def test_another_model_is_refused() -> None:
+    header = build("baseline", {}).header()
+    with pytest.raises(ValueError, match=r"baseline.*biased_mf"):
+        build("biased_mf", {}).restore_header(header)
+
+
+def test_other_factors_are_refused() -> None:
+    model = build("biased_mf", {"n_factors": 4})
+    with pytest.raises(ValueError, match=r"n_factors = 4.*n_factors = 5"):
+        build("biased_mf", {"n_factors": 5}).restore_header(model.header())
+    model.step("u", "i", 1.0)
+    with pytest.raises(ValueError, match=r"user 'u' has 40 bytes.*n_factors = 5.*48"):
+        build("biased_mf", {"n_factors": 5}).decode_row("user", "u", model.encode_row("user", "u"))
+
+
+def test_another_optimizer_is_refused() -> None:
+    header = made("funk_mf", "Adam").header()
+    with pytest.raises(ValueError, match=r"slots = .*'m', 'v'.*slots = .*\[\]"):
+        made("funk_mf", "SGD").restore_header(header)
+
+
+def test_another_layout_is_refused() -> None:
+    header = orjson.loads(build("funk_mf", {}).header()) | {"river_rows": 2}
+    with pytest.raises(ValueError, match=r"river_rows = 2.*river_rows = 1"):
+        build("funk_mf", {}).restore_header(orjson.dumps(header))
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "message"),
+    [
+        ("svd", {}, r"model.name: 'svd' is not a model; there are baseline, funk_mf, biased_mf"),
+        ("baseline", {"n_factors": 3}, r"model.n_factors: baseline has no such parameter; it has optimizer"),
+        ("funk_mf", {"optimizer.lr": 0.1}, r"model.optimizer: None is not one of .*SGD"),
+        ("funk_mf", {"optimizer": "Sgd"}, r"model.optimizer: 'Sgd' is not one of .*SGD"),
+        ("funk_mf", {"optimizer": "SGD", "optimizer.rate": 1}, r"model.optimizer.rate: SGD has no.*it has lr"),
+        ("funk_mf", {"n_factors": 0}, r"model.n_factors: 0 is not a whole number of at least 1"),
+        ("funk_mf", {"n_factors": 2.5}, r"model.n_factors: 2.5 is not a whole"),
+        ("funk_mf", {"n_factors": True}, r"model.n_factors: True is not a number"),
+        ("funk_mf", {"seed": -1}, r"model.seed: -1 is not a whole number of at least 0"),
+        ("funk_mf", {"l2": "much"}, r"model.l2: 'much' is not a number"),
+        ("funk_mf", {"l2": math.nan}, r"model.l2: nan is not a number"),
+        ("funk_mf", {"l2": 1, "l2.x": 1}, r"model.l2.x: l2 is a number"),
+        ("funk_mf", {"loss": "Square"}, r"model.loss: 'Square' is not one of .*Squared"),
+        ("funk_mf", {"optimizer": "FTRLProximal"}, r"model"),
+        ("funk_mf", {"optimizer": "Averager"}, r"model.optimizer: Averager can't be made"),
+    ],
+)
+def test_what_cannot_be_built_says_why(kind: str, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        build(kind, params)
+
+
+def test_optimizers_without_a_place_in_a_row_are_refused_or_right() -> None:
+    """Each optimiser of River either passes or is refused; none is taken and then loses state."""
+    from river import optim
+
+    for name in sorted(n for n, c in vars(optim).items() if isinstance(c, type) and n != "Optimizer"):
+        try:
+            model = build("funk_mf", {"n_factors": 2, "optimizer": name})
+        except ModelError:
+            assert name not in OPTIMIZERS
+            continue
+        log = ratings(120)
+        whole = build("funk_mf", {"n_factors": 2, "optimizer": name})
+        with np.errstate(all="ignore"):
+            expected = [_step(whole, r) for r in log]
+            got = [_step(model, r) for r in log[:60]]
+            header, rows = stored(model)
+            model = build("funk_mf", {"n_factors": 2, "optimizer": name})
+            model.restore_header(header)
+            for (family, row_id), blob in rows.items():
+                model.decode_row(family, row_id, blob)
+            got += [_step(model, r) for r in log[60:]]
+        assert got == expected, name
+        assert stored(model) == stored(whole), name
+
+
+def _step(model: Any, rating: tuple[str, str, float]) -> float | None:
+    try:
+        return float(model.step(*rating))
+    except Diverged:
+        return None
+
+
+def test_the_seed_decides() -> None:
+    first, same, other = (build("funk_mf", {"seed": s}) for s in (1, 1, 2))
+    assert first.step("u", "i", 1.0) == same.step("u", "i", 1.0) != other.step("u", "i", 1.0)
+    assert copy.deepcopy(first).header() == first.header()

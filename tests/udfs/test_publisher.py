@@ -1,0 +1,258 @@
+"""Publishing to a real Redis: whole values, compared and set; and nothing dropped."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from serving.schema import Field, decode_tiles, decode_vector, version
+from tests.shells import publish
+from udfs.batch import Batch
+from udfs.intake import RECORD, UNIT, escape
+from udfs.learner import Learned, Learner, LearnerConfig, build
+from udfs.publisher import Publisher, PublishError, tile_entities
+
+T0 = 1_700_000_000_000
+EPOCH = 7
+HOUR = 3_600_000
+
+
+@pytest.fixture
+def publisher(redis_url: str, redis_connection: Any) -> Any:
+    publisher = Publisher(redis_url, "p")
+    yield publisher
+    publisher.close()
+
+
+def learner_of(events: list[tuple[str, str, float]], kind: str = "biased_mf") -> Learner:
+    learner = Learner(LearnerConfig(run_id="r"), build(kind, {"n_factors": 3} if kind != "baseline" else {}))
+    rows = [[T0 + n, "", user, item, "rating", y, 0, n] for n, (user, item, y) in enumerate(events)]
+    list(learner.process(Batch(None, False, ["log"], rows, b"\n".join(b"{}" for _ in rows))))
+    return learner
+
+
+EVENTS = [("ann", "tea", 5.0), ("ann", "rum", 1.0), ("bob", "tea", 4.0), ("\x00\u00e9:\n", "user:1", 2.0)]
+
+
+def test_every_field_of_a_user_and_an_item(publisher: Publisher, redis_connection: Any) -> None:
+    learner = learner_of(EVENTS)
+    publish(publisher, learner)
+    user = redis_connection.hgetall("p:user:ann")
+    assert set(user) == {b"version", b"count", b"updated_at", b"bias", b"vector", b"shard", b"seen"}
+    assert (user[b"count"], user[b"updated_at"], user[b"shard"]) == (b"2", str(T0 + 1).encode(), b"0")
+    assert user[b"version"] == version(EPOCH, 2)
+    assert orjson.loads(user[b"seen"]) == ["tea", "rum"]
+    assert float(user[b"bias"]) == learner.model.biases("user", ["ann"])[0]
+    expected = learner.model.vectors("user", ["ann"])[0].astype("f4")
+    assert decode_vector(user[b"vector"]).tolist() == expected.tolist()
+    item = redis_connection.hgetall("p:item:tea")
+    assert set(item) == {b"version", b"count", b"updated_at", b"bias", b"vector", b"popularity"}
+    assert float(item[b"popularity"]) == learner.rows["item"]["tea"].popularity
+    assert item[b"version"] == version(EPOCH, 3)
+    assert redis_connection.zrange("p:items:0", 0, -1, withscores=True) == [
+        (b"rum", 2.0),
+        (b"tea", 3.0),
+        (b"user:1", 4.0),
+    ]
+    assert redis_connection.exists("p:user:\x00\u00e9:\n", "p:item:user:1") == 2
+
+
+def test_the_header_of_a_shard(publisher: Publisher, redis_connection: Any) -> None:
+    assert publisher.published_version(0) is None
+    learner = learner_of(EVENTS)
+    publish(publisher, learner)
+    header = redis_connection.hgetall("p:model:0")
+    assert float(header[b"global_mean"]) == 3.0 and header[b"model"] == b"biased_mf"
+    assert (header[b"n_factors"], header[b"shards"], header[b"seq"]) == (b"3", b"1", b"4")
+    assert (header[b"users"], header[b"items"], header[b"updated_at"]) == (b"3", b"3", str(T0 + 3).encode())
+    assert orjson.loads(header[b"metrics"])["n"] == 4
+    assert orjson.loads(header[b"summary"])["counts"]["learned"] == 4
+    assert publisher.published_version(0) == version(EPOCH, 1)
+
+
+def test_a_model_without_factors_has_no_vectors(publisher: Publisher, redis_connection: Any) -> None:
+    publish(publisher, learner_of(EVENTS, "baseline"))
+    assert not redis_connection.hexists("p:user:ann", "vector")
+    assert not redis_connection.hexists("p:item:tea", "vector")
+    assert redis_connection.hget("p:model:0", "n_factors") == b"0"
+
+
+def test_fields_of_an_item_are_by_shard(publisher: Publisher, redis_connection: Any) -> None:
+    publish(publisher, learner_of(EVENTS[:2]), shards=2)
+    publish(publisher, learner_of(EVENTS[2:3]), shard=1, shards=2)
+    item = redis_connection.hgetall("p:item:tea")
+    names = ("version", "count", "updated_at", "bias", "vector", "popularity")
+    assert set(item) == {f"{name}:{shard}".encode() for name in names for shard in (0, 1)}
+    assert redis_connection.hget("p:user:bob", "shard") == b"1"
+    assert redis_connection.hexists("p:user:bob", "vector")
+
+
+def test_an_older_version_is_ignored(publisher: Publisher, redis_connection: Any) -> None:
+    def write(number: int, value: str) -> None:
+        entity = ("p:user:x", [Field.VERSION, version(EPOCH, number), 1, "bias", value])
+        publisher.learned([entity], {"p:items:0": {"i": number}})
+
+    write(5, "five")
+    write(4, "four")
+    assert redis_connection.hget("p:user:x", "bias") == b"five"
+    assert redis_connection.zscore("p:items:0", "i") == 5.0
+    write(5, "again")
+    assert redis_connection.hget("p:user:x", "bias") == b"again"
+    write(6, "six")
+    assert redis_connection.hmget("p:user:x", "bias", "version") == [b"six", version(EPOCH, 6)]
+    publisher.learned([("p:user:x", [Field.VERSION, version(EPOCH + 1, 0), 1, "bias", "reborn"])], {})
+    assert redis_connection.hget("p:user:x", "bias") == b"reborn"
+
+
+def test_a_replay_changes_nothing_until_it_has_caught_up(publisher: Publisher, redis_connection: Any) -> None:
+    def dump() -> dict[bytes, Any]:
+        keys = sorted(redis_connection.keys("p:*"))
+        return {k: redis_connection.dump(k) for k in keys if not k.endswith(b"ledger")}
+
+    log = [(f"u{n % 5}", f"i{n % 7}", float(n % 5)) for n in range(60)]
+    learner, replay = (Learner(LearnerConfig(run_id="r"), build("biased_mf", {"n_factors": 3})) for _ in range(2))
+    batches = [
+        [[T0 + n, "", *log[n][:2], "rating", log[n][2], 0, n] for n in range(start, start + 10)]
+        for start in range(0, 60, 10)
+    ]
+
+    def step(of: Learner, events: list[list[Any]]) -> None:
+        lines = b"\n".join(b"{}" for _ in events)
+        for learned in of.process(Batch(None, False, ["log"], [[*e] for e in events], lines)):
+            publish(publisher, of, learned)
+
+    for events in batches[:4]:
+        step(learner, events)
+    before = dump()
+    for events in batches[:4]:
+        step(replay, events)
+        assert dump() == before
+    step(replay, batches[4])
+    assert dump() != before
+
+
+def test_many_entities_are_all_written_and_counted(publisher: Publisher, redis_connection: Any) -> None:
+    learner = learner_of([(f"u{n}", f"i{n}", 3.0) for n in range(1_301)])
+    publish(publisher, learner)
+    assert len(redis_connection.keys("p:user:*")) == len(redis_connection.keys("p:item:*")) == 1_301
+    assert redis_connection.hget("p:ledger", "writes") == str(2 * 1_301 + 1).encode()
+    assert int(redis_connection.hget("p:ledger", "published_at")) > T0
+
+
+def test_entities_expire_if_asked_to(redis_url: str, redis_connection: Any) -> None:
+    publisher = Publisher(redis_url, "p", ttl=1_000_000)
+    publish(publisher, learner_of(EVENTS))
+    publisher.tiles(tile_entities([tile("item", "5m", "new", 0)], publisher.keys, ["view"], 0), {})
+    for key in ("p:user:ann", "p:item:tea", "p:item:new"):
+        assert 0 < redis_connection.pttl(key) <= 1_000_000
+    Publisher(redis_url, "q").learned([("q:user:x", [Field.VERSION, b"1", 1, "bias", "0"])], {})
+    assert redis_connection.pttl("q:user:x") == -1
+
+
+def test_nothing_learned_writes_the_header_only(publisher: Publisher, redis_connection: Any) -> None:
+    learner = learner_of([])
+    publish(publisher, learner, Learned({"user": [], "item": []}, []))
+    assert sorted(redis_connection.keys("*")) == [b"p:ledger", b"p:model:0"]
+
+
+# --------------------------------------------------------------------------------------------- tiles
+
+
+def text(millis: int) -> str:
+    return str(np.datetime64(millis, "ms")).replace("T", " ")
+
+
+def tile(family: str, span: str, entity_id: str, start: int, n: int = 1, types: tuple[int, ...] = (1,)) -> str:
+    length = {"5m": 300_000, "1h": HOUR, "session": 60_000}[span]
+    fields = [family, span, escape(entity_id), text(start), text(start + length), str(n), f"{n * 2.5:.6f}", "1"]
+    return UNIT.join([*fields, *(str(count) for count in types)] if span != "session" else fields)
+
+
+def test_tiles_are_written_whole(publisher: Publisher, redis_connection: Any) -> None:
+    odd = "a\x1e\x1f\x1d"
+    results = [
+        RECORD.join([tile("user", "5m", "ann", T0, 3, (2, 0)), tile("item", "1h", odd, 0, 4, (0, 4))]),
+        tile("user", "1h", "ann", T0, 3, (2, 0)),
+    ]
+    for _ in range(2):  # writing them again changes nothing
+        publisher.tiles(tile_entities(results, publisher.keys, ["view", "buy"], 0), {"5m": HOUR, "1h": HOUR})
+    ann, other = (decode_tiles(redis_connection.hgetall(key)) for key in ("p:user:ann", f"p:item:{odd}"))
+    assert (ann["5m"][T0].events, ann["5m"][T0].sum, ann["5m"][T0].distinct) == (3, 7.5, 1)
+    assert ann["5m"][T0].types == {"view": 2} and set(ann) == {"5m", "1h"}
+    assert other["1h"][0].types == {"buy": 4}
+    assert redis_connection.hgetall("p:user:ann").keys() == {f"t:5m:{T0}".encode(), f"t:1h:{T0}".encode()}
+
+
+def test_a_window_that_went_on_has_parts(publisher: Publisher, redis_connection: Any) -> None:
+    for part in (0, 1):
+        publisher.tiles(tile_entities([tile("user", "1h", "ann", 0, 2)], publisher.keys, ["view"], part), {})
+    assert decode_tiles(redis_connection.hgetall("p:user:ann"))["1h"][0].events == 4
+
+
+def test_old_tiles_are_pruned_by_the_write(publisher: Publisher, redis_connection: Any) -> None:
+    keep = {"5m": HOUR, "1h": 10 * HOUR}
+    for start in (0, 300_000, HOUR, 2 * HOUR):
+        records = [tile("user", "5m", "ann", start), tile("user", "1h", "ann", start - start % HOUR)]
+        publisher.tiles(tile_entities([RECORD.join(records)], publisher.keys, ["view"], 0), keep)
+    publisher.learned([("p:user:ann", [Field.VERSION, b"1", 1, "bias", "0.5"])], {})
+    tiles = decode_tiles(redis_connection.hgetall("p:user:ann"))
+    assert sorted(tiles["5m"]) == [HOUR, 2 * HOUR]
+    assert sorted(tiles["1h"]) == [0, HOUR, 2 * HOUR]
+    assert redis_connection.hget("p:user:ann", "bias") == b"0.5"
+
+
+def test_a_session_never_goes_backwards(publisher: Publisher, redis_connection: Any) -> None:
+    def write(*starts: int) -> Any:
+        records = RECORD.join(tile("user", "session", "ann", start, n=start // 1_000) for start in starts)
+        publisher.tiles(tile_entities([records], publisher.keys, ["view"], 0), {})
+        return orjson.loads(redis_connection.hget("p:user:ann", "session"))
+
+    assert write(HOUR) == {"n": 3600, "sum": 9000.0, "distinct": 1, "start": HOUR, "end": HOUR + 60_000}
+    assert write(0)["start"] == HOUR
+    assert write(3 * HOUR, 2 * HOUR)["start"] == 3 * HOUR
+
+
+def test_the_ledger_is_written_whole(publisher: Publisher, redis_connection: Any) -> None:
+    publisher.ledger({"epoch": 5, "counts": b"{}"})
+    assert redis_connection.hgetall("p:ledger") == {b"epoch": b"5", b"counts": b"{}"}
+
+
+# -------------------------------------------------------------------------------------- Redis is away
+
+
+def test_redis_away_is_an_error_after_patience_and_without_the_password() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    publisher = Publisher(f"redis://app:s3cret@127.0.0.1:{port}/0", "p", patience=0.05)
+    with pytest.raises(PublishError, match=rf"app:\*\*\*@127.0.0.1:{port}/0 took no write for 0.05 s") as caught:
+        publisher.learned([("p:user:x", [Field.VERSION, b"1", 1, "bias", "0"])], {})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_redis_is_tried_again_until_it_is_back(redis_url: str, redis_connection: Any, tmp_path: Path) -> None:
+    path = tmp_path / "late.sock"
+    publisher = Publisher(f"unix://{path}", "p", patience=60.0)
+    attempts: list[int] = []
+    send = publisher._redis.connection_pool.get_connection
+
+    def appearing(*args: Any, **kwargs: Any) -> Any:
+        attempts.append(1)
+        if len(attempts) == 3:  # the server comes back
+            path.symlink_to(redis_url.removeprefix("unix://"))
+        return send(*args, **kwargs)
+
+    publisher._redis.connection_pool.get_connection = appearing
+    publisher.ledger({"epoch": 1})
+    assert len(attempts) == 3 and redis_connection.hget("p:ledger", "epoch") == b"1"
+
+
+def test_a_refused_write_is_not_tried_again(publisher: Publisher, redis_connection: Any) -> None:
+    redis_connection.set("p:ledger", "not a hash")
+    with pytest.raises(PublishError, match="refused a write: WRONGTYPE"):
+        publisher.ledger({"epoch": 1})
