@@ -31,9 +31,7 @@ def events(users: int, items: int, count: int, seed: int) -> list[tuple[str, str
 
 def batches(pairs: list[tuple[str, str, float]]) -> list[bytes]:
     rows: list[list[Any]] = [[1_700_000_000_000 + n, "", u, i, "rating", y, 0, n] for n, (u, i, y) in enumerate(pairs)]
-    return [
-        Batch(None, False, ["bench"], rows[at : at + _BATCH], b"").encode() for at in range(0, len(rows), _BATCH)
-    ]
+    return [Batch(None, False, ["bench"], rows[at : at + _BATCH], b"").encode() for at in range(0, len(rows), _BATCH)]
 
 
 def every_id(users: int, items: int) -> list[tuple[str, str, float]]:

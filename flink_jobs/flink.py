@@ -23,7 +23,7 @@ class JavaError(RuntimeError):
     """No Java that Flink runs on; the message says what would help."""
 
 
-class JobFailed(RuntimeError):  # noqa: N818 - named as Flink's status is
+class JobFailed(RuntimeError):
     """The job failed for good; the message holds the cause."""
 
 
@@ -187,10 +187,12 @@ def root_cause(trace: str) -> str:
     >>> root_cause("java.lang.X: a\\n\\tat b\\nCaused by: java.io.Y: disk full\\n\\tat c")
     'disk full'
     """
-    python = re.findall(r"^(?:[\w.]+\.)?(\w*(?:Error|Failed|Exception)): (.+)$", trace, re.MULTILINE)
+    python: list[tuple[str, str]] = re.findall(
+        r"^(?:[\w.]+\.)?(\w*(?:Error|Failed|Exception)): (.+)$", trace, re.MULTILINE
+    )
     own = [text for name, text in python if name in ("PublishError", "ValueError", "InputError")]
     if own:
         return own[-1].strip()
-    causes = re.findall(r"^Caused by: [\w.$]+: (.+)$", trace, re.MULTILINE)
+    causes: list[str] = re.findall(r"^Caused by: [\w.$]+: (.+)$", trace, re.MULTILINE)
     useful = [c for c in causes if not c.startswith(("java.", "org.apache.", "Failed to close remote bundle"))]
     return (useful or causes or [trace.strip().splitlines()[0] if trace.strip() else "no cause given"])[-1].strip()

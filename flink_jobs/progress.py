@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -50,11 +50,12 @@ class Standing:
 class Monitor:
     """Reads a run's standing from Redis."""
 
-    def __init__(self, connection: Any, keys: Keys, shards: int, run_id: str) -> None:
+    def __init__(self, connection: Any, keys: Keys, shards: int, run_id: str, metrics: Sequence[str] = ()) -> None:
         self._redis = connection
         self._keys = keys
         self._shards = shards
         self._run_id = run_id
+        self._metrics = metrics
         self._writes_before = int(connection.hget(keys.ledger, "writes") or 0)
 
     def standing(self) -> Standing:
@@ -64,13 +65,29 @@ class Monitor:
             pipe.hget(self._keys.model(shard), "summary")
         ledger, *blobs = pipe.execute()
         shards = [orjson.loads(blob) for blob in blobs if blob]
-        return standing(ledger, shards, self._run_id, self._shards, self._writes_before)
+        return standing(ledger, shards, self._run_id, self._shards, self._writes_before, self._metrics)
+
+    def final(self) -> Standing:
+        """The standing with items counted one by one, since each shard has its own row of an item."""
+        now = self.standing()
+        if self._shards == 1:
+            return now
+        known: set[bytes] = set()
+        for shard in range(self._shards):
+            known.update(item_id for item_id, _ in self._redis.zscan_iter(self._keys.items(shard), count=5_000))
+        return replace(now, items=len(known))
 
 
 def standing(
-    ledger: Mapping[bytes, bytes], shards: list[dict[str, Any]], run_id: str, n_shards: int, writes_before: int
+    ledger: Mapping[bytes, bytes],
+    shards: list[dict[str, Any]],
+    run_id: str,
+    n_shards: int,
+    writes_before: int,
+    metrics: Sequence[str] = (),
 ) -> Standing:
-    """The run's standing from the ledger's hash and the shards' summaries."""
+    """The run's standing from the ledger's hash and the shards' summaries; ``metrics`` are named in any case."""
+    unknown: dict[str, Any] = {name.lower(): None for name in metrics}
     mine = [s for s in shards if s["run_id"] == run_id]
     life = pooled(s["counts"]["means"] for s in shards)
     run = pooled(since(s["counts"]["means"], s["base"]["means"]) for s in mine)
@@ -100,10 +117,10 @@ def standing(
         rejected=rejected,
         carried=carried,
         tile_late=tile_late,
-        metrics=values(life),
-        metrics_run=values(run),
+        metrics=unknown | values(life),
+        metrics_run=unknown | values(run),
         users=sum(s["users"] for s in shards),
-        # Each shard has its own row of an item; the largest count is what one of them knows.
+        # At least: what one shard knows. Monitor.final counts those that others know besides.
         items=max((s["items"] for s in shards), default=0),
         writes=int(ledger.get(b"writes", 0)) - writes_before,
         first_read_at=int(ledger.get(b"first_read_at", 0)) if started else 0,

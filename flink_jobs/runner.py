@@ -80,10 +80,12 @@ def run(
             manifest = replace(manifest, gather=_gathering(resolved, manifest, files))
         if settings.items is not None:
             written, skipped = load_catalogue(settings.items, connection, keys)
-            console.print(f"catalogue: {written:,} items" + (f", {skipped:,} lines without a usable item_id" * bool(skipped)))
+            console.print(
+                f"catalogue: {written:,} items" + (f", {skipped:,} lines without a usable item_id" * bool(skipped))
+            )
         folder.store(manifest)
         run_id = f"{manifest.epoch}-{manifest.runs}"
-        monitor = Monitor(connection, keys, settings.shards, run_id)
+        monitor = Monitor(connection, keys, settings.shards, run_id, settings.metrics)
         prepare_process(folder.logs)
         console.print("starting Flink" + (f" from {Path(snapshot).name}" if snapshot else ""), highlight=False)
         job = _submit(adapt(_job(resolved, manifest, folder, url, files, run_id)), resolved, folder, snapshot)
@@ -93,7 +95,7 @@ def run(
         manifest = replace(manifest, savepoint=savepoint, ended=complete, part=manifest.part + complete)
         folder.store(manifest)
         folder.drop_snapshots_but(savepoint)
-        standing = monitor.standing()
+        standing = monitor.final()
         summary = _summary(resolved, standing, stopped=not complete, total=time.monotonic() - began)
         if settings.summary is not None:
             settings.summary.parent.mkdir(parents=True, exist_ok=True)
@@ -183,6 +185,8 @@ def _fixed(resolved: Resolved) -> dict[str, Any]:
         "shards": settings.shards,
         "model": {"name": resolved.model_name, **resolved.model_params},
         "tiles": [tiles.enabled, tiles.spans, tiles.event_types, tiles.session_gap] if tiles.enabled else [False],
+        "serving.half_life": settings.serving.half_life,
+        "metrics": sorted(settings.metrics),
     }
 
 
@@ -266,7 +270,7 @@ def _job(
         intake=IntakeConfig(
             fmt=fmt,
             shards=settings.shards,
-            event_time=settings.time != "processing",
+            event_time=resolved.time == "event",
             merged=source.merged,
             out_of_orderness=span_ms(settings.out_of_orderness),
             dedup_horizon=span_ms(settings.dedup.horizon),
@@ -287,8 +291,8 @@ def _job(
         model=functools.partial(build, resolved.model_name, resolved.model_params, resolved.max_weight),
         publisher=functools.partial(Publisher, url, settings.prefix, ttl, patience),
         windows=Windows(tiles.spans, tiles.event_types, tiles.session_gap, manifest.gather) if tiles.enabled else None,
-        keep={span: span_ms(keep) for span, keep in tiles.keep.items()},
-        dead_letters=str((settings.dead_letters or folder.path / "dead-letters").resolve()),
+        keep={span: span_ms(keep) for span, keep in tiles.kept.items()},
+        dead_letters=str(resolved.dead_letters.resolve()),
         shards=settings.shards,
         part=manifest.part,
     )
@@ -370,7 +374,9 @@ def _report(resolved: Resolved, console: Console, summary: dict[str, Any], stand
         best = client.recommend(user_id, 3).items
         console.print(f"\nfreshet user {user_id}{where}", style="bold", highlight=False)
         if user is not None and user.learned is not None:
-            console.print(f"  {user.learned.count} events, bias {user.learned.bias:.3f}, last items {list(user.seen[-3:])}")
+            console.print(
+                f"  {user.learned.count} events, bias {user.learned.bias:.3f}, last items {list(user.seen[-3:])}"
+            )
         console.print(f"freshet item {item_id}{where}", style="bold", highlight=False)
         if item is not None:
             title = (item.catalogue or {}).get("title", "")

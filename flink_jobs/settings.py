@@ -33,6 +33,12 @@ def _span(value: Any) -> Any:
     return value
 
 
+def _seconds(value: str) -> str:
+    if span_ms(value) % 1_000:
+        raise ValueError("write whole seconds, such as 30s, 5m, 1h or 1d")
+    return value
+
+
 def _listed(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
@@ -42,8 +48,8 @@ def _path(value: Any) -> Any:
 
 
 def _prefix(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.:\-]{1,100}", value):
-        raise ValueError("write 1 to 100 letters, digits or any of _ . : -")
+    if not re.fullmatch(r"[A-Za-z0-9_.\-]{1,100}", value):
+        raise ValueError("write 1 to 100 letters, digits or any of _ . -")
     return value
 
 
@@ -75,6 +81,7 @@ def _columns(value: dict[str, str]) -> dict[str, str]:
 
 
 Span = Annotated[str, BeforeValidator(_span)]
+Seconds = Annotated[Span, AfterValidator(_seconds)]
 Folder = Annotated[Path, BeforeValidator(_path)]
 
 
@@ -106,12 +113,26 @@ class DedupSettings(_Section):
     horizon: Span = "1h"
 
 
+_KEEP: Final = {"5m": "6h", "1h": "3d", "1d": "90d"}
+_KEEP_TIMES: Final = 100  # a tile of a span that has no keep stays so many times the span
+
+
+def _kept(value: Any) -> Any:
+    """What is given, over the defaults."""
+    return _KEEP | value if isinstance(value, dict) else value
+
+
 class TileSettings(_Section):
     enabled: bool = True
-    spans: Annotated[list[Span], BeforeValidator(_listed)] = Field(["5m", "1h", "1d"], min_length=1)
-    keep: dict[str, Span] = Field({"5m": "6h", "1h": "3d", "1d": "90d"}, description="how long a tile stays in Redis")
+    spans: Annotated[list[Seconds], BeforeValidator(_listed)] = Field(["5m", "1h", "1d"], min_length=1)
+    keep: Annotated[dict[str, Span], BeforeValidator(_kept)] = Field(_KEEP, description="how long a tile stays")
     event_types: Annotated[list[str], BeforeValidator(_listed)] = ["view", "click", "cart", "purchase", "rating"]
-    session_gap: Span = "30m"
+    session_gap: Seconds = "30m"
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """For each of the spans, how long its tiles stay in Redis."""
+        return {span: self.keep.get(span) or f"{_KEEP_TIMES * span_ms(span) // 1_000}s" for span in self.spans}
 
 
 class ServingSettings(_Section):
@@ -179,6 +200,15 @@ class Resolved:
     origins: Mapping[str, str]
 
     @property
+    def time(self) -> Literal["event", "processing"]:
+        """All sources so far end, and so are learned in event time unless it is set otherwise."""
+        return self.settings.time or "event"
+
+    @property
+    def dead_letters(self) -> Path:
+        return self.settings.dead_letters or self.settings.state_dir / "dead-letters"
+
+    @property
     def model_name(self) -> str:
         return str(self.settings.model.get("name", _MODEL_DEFAULT))
 
@@ -197,8 +227,10 @@ class Resolved:
         return float(self.settings.model.get("max_weight", models.DEFAULT_MAX_WEIGHT))
 
     def rows(self) -> list[tuple[str, Any, str]]:
-        """Every setting with its value and its origin, for ``freshet check``."""
+        """Every setting with its value and its origin, for ``freshet check``: what a run will use."""
         shown = flatten(self.settings.model_dump(mode="json"))
+        shown |= {"time": self.time, "dead_letters": str(self.dead_letters)}
+        shown |= {f"tiles.keep.{span}": keep for span, keep in self.settings.tiles.kept.items()}
         for section in ("model", "weight", "field"):
             shown.pop(section, None)
         shown.setdefault("model.name", self.model_name)
@@ -261,6 +293,8 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
     origins: dict[str, str] = {}
     for layer in layers:
         for name, value in layer.values.items():
+            if name == "model" and isinstance(value, str):
+                name = "model.name"  # short for it, as the flag is
             merged[name] = value
             origins[name] = layer.origin
     tree: dict[str, Any] = {}
@@ -285,6 +319,8 @@ def _known(name: str, value: Any, origin: str) -> None:
     """Names are checked before values, so that a misspelt section is named whole."""
     if any(name.startswith(f"{section}.") for section in _FREE):
         return
+    if name in _FREE and not isinstance(value, Mapping):
+        raise SettingsError(f"{name} (from {origin}): {value!r} is not a section; give {name}.NAME")
     fields: Any = Settings.model_fields
     for part in name.split("."):
         if part not in fields:
@@ -332,6 +368,12 @@ def _check_together(resolved: Resolved) -> None:
     if settings.parallelism > settings.shards and settings.parallelism > 1:
         # Allowed: tiles still gain from it; the learner has no more than its shards.
         pass
+    horizon, disorder = settings.dedup.horizon, settings.out_of_orderness
+    if span_ms(horizon) < span_ms(disorder):
+        raise SettingsError(
+            f"dedup.horizon: {horizon!r} is less than out_of_orderness, {disorder!r}: "
+            "an event would be forgotten while an older copy of it can still come"
+        )
     name, max_weight = resolved.model_name, settings.model.get("max_weight", models.DEFAULT_MAX_WEIGHT)
     if isinstance(max_weight, bool) or not isinstance(max_weight, int | float) or not 0 < max_weight < 1e150:
         raise SettingsError(f"model.max_weight: {max_weight!r} is not a number between 0 and 1e150")

@@ -41,7 +41,6 @@ from udfs.models import RowModel
 from udfs.names import Uid
 from udfs.publisher import Publisher
 
-
 _STRING = Types.STRING()
 _NOTHING = Types.INT()  # operators at the end of the job give nothing, but must have a type
 
@@ -49,8 +48,13 @@ _NOTHING = Types.INT()  # operators at the end of the job give nothing, but must
 class Source(Protocol):
     """Where chunks come from. A Kafka source joins here."""
 
-    position_names: tuple[str, str]
-    merged: bool
+    @property
+    def position_names(self) -> tuple[str, str]:
+        """How a position is called in a dead letter."""
+
+    @property
+    def merged(self) -> bool:
+        """Whether its partitions arrive merged by time."""
 
     def chunks(self, env: StreamExecutionEnvironment, table_env: StreamTableEnvironment) -> DataStream:
         """A stream of :data:`udfs.functions.CHUNK_TYPE`: rows of a log's name and an encoded chunk."""

@@ -8,7 +8,6 @@ like the others. Sums are decimal: they do not depend on order. What comes out i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -92,9 +91,7 @@ def _text(value: str) -> str:
 def gathered_windows(table_env: StreamTableEnvironment, feed: DataStream, windows: Windows) -> DataStream:
     """The results of all windows over the feed, as rows of one string for ``udfs.publisher.tile_entities``."""
     _create_events(table_env, feed)
-    results = [
-        result for family in ("user", "item") for result in _tiles(table_env, family, windows)
-    ]
+    results = [result for family in ("user", "item") for result in _tiles(table_env, family, windows)]
     results.append(_sessions(windows))
     table_env.create_temporary_view("results", table_env.sql_query(" UNION ALL ".join(results)))
     gathered = table_env.sql_query(
@@ -153,9 +150,7 @@ def _tiles(table_env: StreamTableEnvironment, family: str, windows: Windows) -> 
     for number, span in enumerate(windows.spans):
         name = f"{family}_tiles_{number}"
         # Rolled up from the largest smaller span that divides this one.
-        base = max(
-            (k for k in range(number) if span_ms(span) % span_ms(windows.spans[k]) == 0), default=None
-        )
+        base = max((k for k in range(number) if span_ms(span) % span_ms(windows.spans[k]) == 0), default=None)
         if base is None:
             source, time, entity = "events", "happened_at", f"{family}_id"
             columns = f"COUNT(*) AS n, SUM(event_value) AS total, SUM(first_of_day) AS met{counts}"
@@ -163,12 +158,15 @@ def _tiles(table_env: StreamTableEnvironment, family: str, windows: Windows) -> 
             source, time, entity = f"{family}_rolled_{base}", "closed_at", "id"
             columns = f"SUM(n) AS n, SUM(total) AS total, SUM(met) AS met{sums}"
         query = f"""
-            SELECT {entity} AS id, window_start AS started_at, window_end AS ended_at, window_time AS closed_at, {columns}
+            SELECT
+              {entity} AS id, window_start AS started_at, window_end AS ended_at, window_time AS closed_at, {columns}
             FROM TABLE(TUMBLE(TABLE {source}, DESCRIPTOR({time}), {_interval(span)}))
             GROUP BY {entity}, window_start, window_end, window_time
         """
         table_env.create_temporary_view(name, table_env.sql_query(query))
-        rolled = table_env.sql_query(f"SELECT id, closed_at, n, total, met{''.join(f', {c}' for c in types)} FROM {name}")
+        rolled = table_env.sql_query(
+            f"SELECT id, closed_at, n, total, met{''.join(f', {c}' for c in types)} FROM {name}"
+        )
         table_env.create_temporary_view(f"{family}_rolled_{number}", rolled)
         queries.append(_record(name, family, span, types))
     return queries
@@ -179,7 +177,9 @@ def _sessions(windows: Windows) -> str:
     sessions = f"""(
         SELECT user_id AS id, MIN(happened_at) AS started_at, MAX(happened_at) AS ended_at,
           window_time AS closed_at, COUNT(*) AS n, SUM(event_value) AS total, COUNT(DISTINCT item_id) AS met
-        FROM TABLE(SESSION(TABLE events PARTITION BY user_id, DESCRIPTOR(happened_at), {_interval(windows.session_gap)}))
+        FROM TABLE(
+          SESSION(TABLE events PARTITION BY user_id, DESCRIPTOR(happened_at), {_interval(windows.session_gap)})
+        )
         GROUP BY user_id, window_start, window_end, window_time
     )"""
     return _record(sessions, "user", "session", [])
@@ -195,4 +195,3 @@ def _record(source: str, family: str, span: str, types: Sequence[str]) -> str:
           closed_at
         FROM {source}
     """
-

@@ -340,7 +340,8 @@ class _ItemMatrix:
     @property
     def lengths(self) -> Vector:
         """Euclidean lengths of the vectors."""
-        return np.linalg.norm(self.vectors, axis=1)
+        lengths: Vector = np.linalg.norm(self.vectors, axis=1)
+        return lengths
 
     @property
     def biases(self) -> Vector:

@@ -83,7 +83,9 @@ def test_every_parameter_of_the_models_is_listed_with_its_models_and_no_other() 
     for model, kind in KINDS.items():
         for parameter in inspect.signature(kind.estimator).parameters:
             taking.setdefault(f"model.{parameter}", set()).add(model)
-    documented = {name: set(KINDS) if row[1] == "all" else set(re.findall(r"`(\w+)`", row[1])) for name, row in listed.items()}
+    documented = {
+        name: set(KINDS) if row[1] == "all" else set(re.findall(r"`(\w+)`", row[1])) for name, row in listed.items()
+    }
     assert documented == taking
 
 

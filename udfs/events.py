@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import isfinite
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, final
 
 import orjson
 
 Interaction = tuple[int, str, str, str, str, float]
-TIMESTAMP, EVENT_ID, USER_ID, ITEM_ID, EVENT_TYPE, VALUE = range(6)
+TIMESTAMP: Final = 0
+EVENT_ID, USER_ID, ITEM_ID, EVENT_TYPE, VALUE = range(1, 6)
 
 FIELDS: Final = ("user_id", "item_id", "timestamp", "event_type", "event_value", "event_id", "context")
 
@@ -50,6 +51,7 @@ _MAX_TYPE_BYTES: Final = 64
 _INTEGER: Final = re.compile(r"[+-]?\d{1,19}$", re.ASCII)
 
 
+@final
 class Rejected(NamedTuple):
     """Why a line can't be used: a key of :data:`REASONS`, and a message that names the value."""
 
@@ -176,7 +178,9 @@ class EventParser:
             if kind == "auto":
                 kind = "view" if value is None else "rating"
         elif type(kind) is not str or len(kind.encode()) > _MAX_TYPE_BYTES:
-            return Rejected("invalid_type", f"event_type {_shown(kind)} is not a string of up to {_MAX_TYPE_BYTES} bytes")
+            return Rejected(
+                "invalid_type", f"event_type {_shown(kind)} is not a string of up to {_MAX_TYPE_BYTES} bytes"
+            )
 
         if value is None:
             if kind == "rating":

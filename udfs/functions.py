@@ -6,6 +6,7 @@ is before the checkpoint barrier.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -29,6 +30,14 @@ CHUNK_TYPE: Final = Types.ROW_NAMED(["log", "chunk"], [Types.STRING(), BYTES])
 BATCH_TYPE: Final = Types.ROW_NAMED(["shard_key", "batch"], [Types.STRING(), BYTES])
 TILE_FEED: Final = OutputTag("tile-feed", Types.ROW_NAMED(["events", "watermark"], [Types.STRING(), Types.LONG()]))
 DEAD_LETTERS: Final = OutputTag("dead-letters", Types.STRING())
+
+
+def _calm_collector() -> None:
+    """Makes Python's cycle collector rare: batches are many small objects without cycles, and each pass over
+    them and over the rows of a model costs more than learning."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(1_000_000, 10, 100)
 
 
 class ReadFunction(KeyedProcessFunction):
@@ -82,6 +91,7 @@ class IntakeFunction(KeyedProcessFunction):
         self._header = runtime_context.get_state(ValueStateDescriptor(State.INTAKE_HEADER, BYTES))
         self._blobs = runtime_context.get_map_state(MapStateDescriptor(State.INTAKE_BLOBS, Types.STRING(), BYTES))
         self._intake: Intake | None = None
+        _calm_collector()
         self._publisher = self._make_publisher()
 
     def close(self) -> None:
@@ -133,6 +143,7 @@ class LearnFunction(KeyedProcessFunction):
         self._rows = runtime_context.get_map_state(MapStateDescriptor(State.ROWS, Types.STRING(), BYTES))
         self._waiting = runtime_context.get_map_state(MapStateDescriptor(State.WAITING, Types.LONG(), BYTES))
         self._learners: dict[str, Learner] = {}
+        _calm_collector()
         self._publisher = self._make_publisher()
 
     def close(self) -> None:

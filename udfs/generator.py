@@ -142,7 +142,8 @@ class GeneratorFeed:
         self.ended = False
 
     def seek(self, position: bytes | None) -> None:
-        stored = orjson.loads(position) if position else {"next": 0, "until": 0, "ended": True, "run_id": ""}
+        fresh = {"next": 0, "until": 0, "ended": True, "run_id": ""}
+        stored: dict[str, Any] = orjson.loads(position) if position else fresh
         self._next, self._until = stored["next"], stored["until"]
         self.ended = stored["ended"] and stored["run_id"] == self._run_id
         if stored["ended"] and not self.ended:

@@ -255,6 +255,9 @@ class Intake:
                     message = f"{behind} ms behind the newest event before it; out_of_orderness is {lag} ms"
                     letters.append(self._letter("late", message, run.source, position, line))
                     continue
+                if behind < 0:
+                    # Before duplicates are set aside: the merge of files goes by their timestamps too.
+                    newest[run.source] = time
                 if event_id:
                     key = f"{len(user_id)}:{user_id}{event_id}"
                     first = seen.get(key)
@@ -266,8 +269,6 @@ class Intake:
                     seen[key] = time if first is None or first < time else first
                     new_times.append(time)
                     new_keys.append(key)
-                if behind < 0:
-                    newest[run.source] = time
                 counts.accepted += 1
                 shard = shard_of(user_id, shards) if shards > 1 else 0
                 events[shard].append([*event, source_number, position])

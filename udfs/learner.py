@@ -35,7 +35,7 @@ LAYOUT: Final = 1
 ROW_LAYOUT: Final = 1
 _ROW: Final = struct.Struct("<BxxxIQqQd")  # layout, bytes of the model's part, count, updated_at, seq, popularity
 
-__all__ = ["Learner", "LearnerConfig", "Learned", "Row", "build"]
+__all__ = ["Learned", "Learner", "LearnerConfig", "Row", "build"]
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,10 @@ class Learner:
         self.updated_at = max(self.updated_at, max(event[0] for event in events))
         self.latest = (events[-1][2], events[-1][3])
         # A record that was rolled back may be the only one of its id.
-        touched = {USER: [u for u in {e[2] for e in events} if u in users], ITEM: [i for i in {e[3] for e in events} if i in items]}
+        touched = {
+            USER: [u for u in {e[2] for e in events} if u in users],
+            ITEM: [i for i in {e[3] for e in events} if i in items],
+        }
         return Learned(touched, letters)
 
     def everything(self) -> Learned:
@@ -321,4 +324,3 @@ class Learner:
             "metrics": values(self.scores.means),
             "metrics_run": values(since(self.scores.means, self.base["means"])),
         }
-

@@ -103,7 +103,8 @@ class Publisher:
 
     def published_version(self, shard: int) -> bytes | None:
         """The version of a shard's header in Redis; None where Redis knows nothing of it."""
-        return self._patiently(lambda: self._redis.hget(self.keys.model(shard), Field.VERSION))
+        found: bytes | None = self._patiently(lambda: self._redis.hget(self.keys.model(shard), Field.VERSION))
+        return found
 
     def _note(self, pipe: Any, entities: int) -> None:
         """Counts what was sent, and when: for reports, so what a retry sends again counts again."""

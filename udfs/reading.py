@@ -10,6 +10,7 @@ import csv
 import gzip
 import hashlib
 import heapq
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ class FileFeed:
         self.ended = False
 
     def seek(self, position: bytes | None) -> None:
-        stored = orjson.loads(position) if position else {"files": {}, "ended": False, "run_id": ""}
+        stored: dict[str, Any] = orjson.loads(position) if position else {"files": {}, "ended": False, "run_id": ""}
         self._other = stored["files"]
         self.ended = stored["ended"] and stored["run_id"] == self._run_id
         for file in self._files:
@@ -277,7 +278,7 @@ def _density(path: Path, kind: str, parser: EventParser) -> float:
                 if not stream.read(1):
                     break
             at += step
-    gaps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(samples, samples[1:], strict=False)]
+    gaps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(samples)]
     line_bytes = size / lines if lines else 1.0
     rates = [passed / line_bytes / time for passed, time in gaps if time > 0]
     return max(rates, default=float("inf"))

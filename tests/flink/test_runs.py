@@ -258,7 +258,9 @@ def test_runs_go_on_with_other_input_and_with_more_of_the_same(tmp_path: Path) -
 
 def test_a_redis_that_was_wiped_is_filled_again(tmp_path: Path) -> None:
     lines = rated_events(2_000)
-    first, second = (write_lines(tmp_path / f"{n}.jsonl", part) for n, part in enumerate((lines[:1_900], lines[1_900:])))
+    first, second = (
+        write_lines(tmp_path / f"{n}.jsonl", part) for n, part in enumerate((lines[:1_900], lines[1_900:]))
+    )
     with embedded_redis((tmp_path / "state" / "redis").resolve()) as url:
         run_job(tmp_path / "state", {**MODEL, "source": f"file:{first}", "tiles.enabled": False})
         before = Client(url).user("r7")

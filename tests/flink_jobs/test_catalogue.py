@@ -63,6 +63,13 @@ def test_many_items(tmp_path: Path, redis_connection: Any) -> None:
     assert len(redis_connection.keys("p:item:*")) == 4_001
 
 
+def test_a_csv_that_is_none_is_named(tmp_path: Path, redis_connection: Any) -> None:
+    path = tmp_path / "items.csv"
+    path.write_bytes(b"item_id,title\ntea," + b"x" * 200_000 + b"\n")
+    with pytest.raises(InputError, match=r"--items: .*items.csv is not CSV: field larger"):
+        load_catalogue(path, redis_connection, Keys("p"))
+
+
 def test_files_that_are_none(tmp_path: Path, redis_connection: Any) -> None:
     with pytest.raises(InputError, match=r"--items: there is no file"):
         load_catalogue(tmp_path / "absent.csv", redis_connection, Keys("p"))

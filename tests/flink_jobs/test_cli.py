@@ -121,6 +121,19 @@ def test_answers_for_people(look: Invoke) -> None:
     assert "rum" in look("similar", "tea").stdout
 
 
+def test_an_item_of_several_shards_is_shown_with_plain_lists(
+    invoke: Invoke, redis_url: str, redis_connection: Any
+) -> None:
+    publisher = Publisher(redis_url, "freshet")
+    for shard in range(2):
+        learner = Learner(LearnerConfig(run_id="r"), build("biased_mf", {"n_factors": 2}))
+        list(learner.process(Batch(None, False, ["log"], [[T0, "", f"u{shard}", "tea", "rating", 4.0, 0, 0]], b"{}")))
+        publish(publisher, learner, shard=shard, shards=2)
+    shown = invoke("item", "tea", "--redis", redis_url).stdout
+    assert "shard 0      {'vector': [" in shown and "shard 1      {'vector': [" in shown
+    assert "array" not in shown and "count        2" in shown
+
+
 def test_ids_that_look_like_options(invoke: Invoke, redis_url: str, redis_connection: Any) -> None:
     redis_connection.hset("freshet:user:-1", "seen", b'["tea"]')
     result = invoke("user", "--json", "--redis", redis_url, "--", "-1")

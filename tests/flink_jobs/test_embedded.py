@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,31 @@ def test_a_server_that_runs_is_shared_and_left_running(tmp_path: Path) -> None:
         with embedded_redis(tmp_path) as same:
             assert same == url
         assert connect(url).ping()
+
+
+def test_the_last_user_stops_the_server_whoever_started_it(tmp_path: Path) -> None:
+    starter, joiner = embedded_redis(tmp_path), embedded_redis(tmp_path)
+    url = starter.__enter__()
+    assert joiner.__enter__() == url
+    starter.__exit__(None, None, None)
+    connect(url).set("k", "v")
+    joiner.__exit__(None, None, None)
+    with pytest.raises(redis.exceptions.ConnectionError):
+        connect(url).ping()
+    with embedded_redis(tmp_path) as again:
+        assert connect(again).get("k") == b"v"
+
+
+def test_many_come_and_go(tmp_path: Path) -> None:
+    def use(number: int) -> None:
+        for _ in range(3):
+            with embedded_redis(tmp_path) as url:
+                connect(url).set(f"k{number}", "v")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(4)))
+    with embedded_redis(tmp_path) as url:
+        assert len(connect(url).keys("k*")) == 4
 
 
 def test_data_folders_have_servers_of_their_own(tmp_path: Path) -> None:

@@ -130,6 +130,8 @@ def test_before_anything_is_read_there_is_nothing() -> None:
     now = standing({}, [], "7-0", 2, 0)
     assert set(now.events.values()) == {0} and not now.complete and now.latest is None
     assert now.metrics == {"n": 0}
+    now = standing({}, [], "7-0", 2, 0, ["MAE", "RMSE"])
+    assert now.metrics == now.metrics_run == {"mae": None, "rmse": None, "n": 0}
 
 
 def test_a_ledger_of_an_earlier_run_is_not_counted() -> None:
@@ -166,6 +168,21 @@ def test_the_monitor_reads_what_the_job_published(redis_url: str, redis_connecti
     assert (now.users, now.items, now.writes, now.rejected) == (1, 2, 4, {"not_json": 1})
     assert now.complete and now.latest in (("u", "tea"), ("u", "rum")) and now.first_read_at == T0
     assert now.metrics_run["mae"] == job.learners[0].summary()["metrics"]["mae"]
+
+
+def test_items_of_several_shards_are_counted_once(redis_url: str, redis_connection: Any) -> None:
+    publisher = Publisher(redis_url, "p")
+    job = Job(2)
+    monitor = Monitor(redis_connection, Keys("p"), 2, job.run_id, ["MAE", "RMSE"])
+    assert monitor.final().items == 0 and monitor.final().metrics == {"mae": None, "rmse": None, "n": 0}
+    pairs = [("1", "tea"), ("1", "rum"), ("42", "tea"), ("42", "gin")]
+    job.put([orjson.dumps({"user_id": u, "item_id": i, "timestamp": T0, "event_value": 4}) for u, i in pairs])
+    job.put([], ended=True)
+    assert [learner.learned for learner in job.learners] == [2, 2]
+    publisher.ledger(job.intake.ledger_fields())
+    for shard, learner in enumerate(job.learners):
+        publish(publisher, learner, shard=shard, shards=2)
+    assert monitor.final().items == 3 and monitor.final().users == 2
 
 
 def test_progress_is_shown_without_a_terminal() -> None:

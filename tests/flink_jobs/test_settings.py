@@ -97,6 +97,12 @@ def test_text_becomes_what_it_reads_as() -> None:
         ("prefix", "a b", "letters, digits"),
         ("prefix", "", "letters, digits"),
         ("prefix", "p*", "letters, digits"),
+        ("prefix", "app:test", "letters, digits or any of _ . -"),
+        ("model", 5, "is not a section; give model.NAME"),
+        ("field", "uid", "is not a section; give field.NAME"),
+        ("dedup.horizon", "4s", "less than out_of_orderness, '5s'"),
+        ("tiles.spans", "1500ms", "write whole seconds"),
+        ("tiles.session_gap", "500ms", "write whole seconds"),
         ("metrics", "MAE,R2", "'R2' is not one of MAE, MSE, RMSE"),
         ("field.user", "uid", "'user' is not a field of an event; there are user_id, item_id"),
         ("weight.view", "much", "valid number"),
@@ -140,6 +146,44 @@ def test_an_error_says_where_the_value_came_from() -> None:
         resolve(layers)
     with pytest.raises(SettingsError, match=r"^dedup.horizons \(from environment\): there is no such setting"):
         resolve([environment_layer({"FRESHET_DEDUP__HORIZONS": "1h"})])
+
+
+def test_a_span_of_tiles_that_is_not_named_keeps_its_default() -> None:
+    assert given(tiles__keep__5m="12h").settings.tiles.kept == {"5m": "12h", "1h": "3d", "1d": "90d"}
+    tiles = given(tiles__spans="10m,1h", tiles__keep={"1h": "7d"}).settings.tiles
+    assert {span: span_ms(keep) for span, keep in tiles.kept.items()} == {"10m": 60_000_000, "1h": 604_800_000}
+    assert ("tiles.keep.10m", "60000s", "default") in given(tiles__spans="10m").rows()
+
+
+def test_seconds_may_be_written_in_milliseconds() -> None:
+    assert given(tiles__spans="60000ms", tiles__session_gap="2000ms").settings.tiles.session_gap == "2000ms"
+
+
+def test_the_model_alone_is_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "freshet.toml"
+    path.write_text('model = "baseline"\n')
+    for layer in (
+        toml_layer(path),
+        environment_layer({"FRESHET_MODEL": "baseline"}),
+        Layer("--set", dict([assignment("model=baseline")])),
+    ):
+        resolved = resolve([layer])
+        assert resolved.model_name == "baseline" and ("model.name", "baseline", layer.origin) in resolved.rows()
+    flag = Layer("flag", {"model.name": "funk_mf"})
+    assert resolve([toml_layer(path), flag]).model_name == "funk_mf"
+
+
+def test_what_is_remembered_for_duplicates_reaches_over_what_may_be_late() -> None:
+    with pytest.raises(SettingsError, match=r"^dedup.horizon: '1h' is less than out_of_orderness, '2h'"):
+        given(out_of_orderness="2h")
+    assert given(out_of_orderness="1h").settings.out_of_orderness == "1h"
+
+
+def test_rows_show_what_will_be_used() -> None:
+    shown = {name: value for name, value, _ in given(state_dir="there").rows()}
+    assert shown["time"] == "event" and shown["dead_letters"] == "there/dead-letters"
+    shown = {name: value for name, value, _ in given(time="processing", dead_letters="here").rows()}
+    assert shown["time"] == "processing" and shown["dead_letters"] == "here"
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

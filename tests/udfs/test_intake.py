@@ -100,8 +100,13 @@ def test_what_is_refused_does_not_move_the_clock() -> None:
     host = Host()
     host.put([event(0), event(50_000, event_value=[]), event(-5_000)])
     assert host.reasons == ["invalid_value"]
-    host.put([event(10_000, event_id="x"), event(29_000, event_id="x"), event(5_000)])
-    assert host.reasons == ["invalid_value", "duplicate"]
+
+
+def test_a_duplicate_moves_the_clock_of_its_file_as_the_merge_counts_it() -> None:
+    host = Host()
+    host.put([event(10_000, event_id="x"), event(29_000, event_id="x"), event(24_000), event(23_999)])
+    assert host.reasons == ["duplicate", "late"]
+    assert host.intake.watermark == T0 + 24_000
 
 
 def test_a_record_has_the_first_reason_that_holds() -> None:
@@ -335,6 +340,7 @@ def by_the_book(log: list[bytes], lag: int, horizon: int) -> list[str]:
     parser = EventParser(EventFormat())
     decisions: list[str] = []
     accepted: list[tuple[int, str, str]] = []
+    newest = 0
     for raw in log:
         if not raw.strip():
             continue
@@ -343,7 +349,8 @@ def by_the_book(log: list[bytes], lag: int, horizon: int) -> list[str]:
             decisions.append(parsed[0])
             continue
         time, event_id, user = parsed[0], parsed[1], parsed[2]
-        if accepted and max(t for t, _, _ in accepted) - time > lag:
+        late, newest = newest - time > lag, max(newest, time)
+        if late:
             decisions.append("late")
         elif event_id and any(u == user and e == event_id and abs(t - time) <= horizon for t, e, u in accepted):
             decisions.append("duplicate")
@@ -351,6 +358,29 @@ def by_the_book(log: list[bytes], lag: int, horizon: int) -> list[str]:
             decisions.append("accepted")
             accepted.append((time, event_id, user))
     return decisions
+
+
+@example(
+    files=[
+        [event(0, event_id="x"), event(15_000, event_id="x"), event(9_000)],
+        [event(14_900)],
+    ]
+)
+@given(files=st.lists(logs, min_size=2, max_size=3))
+def test_no_accepted_event_is_behind_the_watermark_of_merged_files(files: list[list[bytes]]) -> None:
+    parser = EventParser(EventFormat())
+    order = []
+    for number, log in enumerate(files):
+        place = 0
+        for at, raw in enumerate(log):
+            parsed = parser.parse_json(raw)
+            place = place if isinstance(parsed[0], str) else max(place, parsed[0])
+            order.append((place, number, at))
+    host = Host()
+    for _, number, at in sorted(order):
+        before, known = host.intake.watermark, len(host.accepted)
+        host.put([files[number][at]], source=str(number))
+        assert all(row[0] >= before for row in host.accepted[known:])
 
 
 @given(log=logs, cuts=st.lists(st.integers(0, 40)), crashes=st.sets(st.integers(0, 40)))
