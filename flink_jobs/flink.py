@@ -62,6 +62,8 @@ def prepare_process(logs: Path) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     os.environ["JAVA_HOME"] = find_java()
     os.environ["FLINK_LOG_DIR"] = str(logs)
+    # On few cores the parallel collector leaves more of them to the windows than the default one.
+    os.environ.setdefault("JVM_ARGS", "-XX:+UseParallelGC")
     # Workers of their own: in one process with the command line they would share one interpreter lock.
     os.environ["_python_worker_execution_mode"] = "process"
     # A module in the user's folder must not shadow one that a worker imports.
@@ -84,6 +86,8 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None) ->
         "rest.bind-port": "0",
         "rest.address": "localhost",
         "rest.bind-address": "localhost",
+        "jobmanager.bind-host": "localhost",
+        "taskmanager.bind-host": "localhost",
         "state.backend.type": "hashmap",
         "execution.checkpointing.interval": f"{span_ms(settings.checkpoint_interval)} ms",
         "execution.checkpointing.dir": checkpoints.as_uri(),

@@ -113,7 +113,7 @@ class DedupSettings(_Section):
     horizon: Span = "1h"
 
 
-_KEEP: Final = {"5m": "6h", "1h": "3d", "1d": "90d"}
+_KEEP: Final = {"5m": "2h", "1h": "3d", "1d": "90d"}
 _KEEP_TIMES: Final = 100  # a tile of a span that has no keep stays so many times the span
 
 
@@ -172,7 +172,7 @@ class Settings(_Section):
     summary: Folder | None = None
     checkpoint_interval: Span = "10s"
     out_of_orderness: Span = Field("5s", description="how far behind an event may be before it is late")
-    batch_bytes: int = Field(4_000_000, ge=1, le=64_000_000, description="how much input is read and learned at once")
+    batch_bytes: int = Field(8_000_000, ge=1, le=64_000_000, description="how much input is read and learned at once")
     generator: GeneratorSettings = GeneratorSettings()
     events: EventSettings = EventSettings()
     dedup: DedupSettings = DedupSettings()

@@ -1,11 +1,13 @@
--- Writes closed windows of many entities and prunes old ones. A tile is a whole value, so writing it again
--- changes nothing. KEYS: the hashes. ARGV[1]: milliseconds to live, 0 for ever; ARGV[2]: number of spans, then
+-- Writes closed windows of many entities and prunes old ones: not at each write, which would look at every field
+-- of the hash, but whenever an eighth of the shortest time to keep has passed since the last look. A tile is a
+-- whole value, so writing it again changes nothing. KEYS: the hashes. ARGV[1]: milliseconds to live, 0 for ever; ARGV[2]: number of spans, then
 -- name and milliseconds to keep of each; then for each key: number of tiles, then for each tile its span,
 -- start, field and value; then the end of its session and the session, both empty where there is none.
 local ttl, spans, at = tonumber(ARGV[1]), tonumber(ARGV[2]), 3
-local keep = {}
+local keep, shortest = {}, math.huge
 for _ = 1, spans do
   keep[ARGV[at]] = tonumber(ARGV[at + 1])
+  shortest = math.min(shortest, keep[ARGV[at]])
   at = at + 2
 end
 for k = 1, #KEYS do
@@ -26,12 +28,16 @@ for k = 1, #KEYS do
     end
   end
   if count > 0 then
-    local old = {}
-    for _, field in ipairs(redis.call('HKEYS', key)) do
-      local span, start = string.match(field, '^t:(%w+):(%d+)')
-      if span and keep[span] and tonumber(start) < newest - keep[span] then old[#old + 1] = field end
+    local pruned = tonumber(redis.call('HGET', key, 'pruned') or 0)
+    if newest - pruned >= shortest / 8 then
+      local old = {}
+      for _, field in ipairs(redis.call('HKEYS', key)) do
+        local span, start = string.match(field, '^t:(%w+):(%d+)')
+        if span and keep[span] and tonumber(start) < newest - keep[span] then old[#old + 1] = field end
+      end
+      if #old > 0 then redis.call('HDEL', key, unpack(old)) end
+      redis.call('HSET', key, 'pruned', newest)
     end
-    if #old > 0 then redis.call('HDEL', key, unpack(old)) end
   end
   if ttl > 0 then redis.call('PEXPIRE', key, ttl) end
 end

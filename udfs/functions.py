@@ -154,8 +154,6 @@ class LearnFunction(KeyedProcessFunction):
         learner = self._learners.get(key) or self._restored(key)
         batch = Batch.decode(blob)
         number = learner.batch_number
-        if batch.events and batch.watermark is not None:
-            self._waiting.put(number, blob)
         for learned in learner.process(batch):
             encoded = _encoded(learner, learned)
             for family, rows in encoded.items():
@@ -165,7 +163,11 @@ class LearnFunction(KeyedProcessFunction):
             if learned.dead_letters:
                 yield DEAD_LETTERS, "\n".join(learned.dead_letters)
         for finished in learner.finished_batches():
-            self._waiting.remove(finished)
+            if finished != number:
+                self._waiting.remove(finished)
+        waiting = learner.waiting_of(number)
+        if waiting is not None:
+            self._waiting.put(number, waiting)
         self._header.update(learner.header())
 
     def _publish(self, key: str, learner: Learner, encoded: dict[str, dict[str, bytes]]) -> None:

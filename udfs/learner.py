@@ -62,7 +62,7 @@ class LearnerConfig:
     metrics: tuple[str, ...] = ("MAE", "RMSE")
     seen: int = 50
     half_life: int = 7 * 86_400_000
-    group: int = 50_000
+    group: int = 100_000
     position_names: tuple[str, str] = ("file", "line")
     run_id: str = ""
 
@@ -118,8 +118,8 @@ class Learner:
     def process(self, batch: Batch) -> Iterator[Learned]:
         """Takes a batch in, and learns what is ready, in groups of bounded size.
 
-        The caller stores the batch under :attr:`batch_number` before it iterates, drops the batches that
-        :meth:`finished_batches` names after, and stores header and touched rows after each group.
+        The caller stores header and touched rows after each group; at the end it drops the batches that
+        :meth:`finished_batches` names, and stores what :meth:`waiting_of` gives of this one.
         """
         number = self.batch_number
         self.batch_number += 1
@@ -155,6 +155,16 @@ class Learner:
         for number in done:
             del self.batches[number]
         return done
+
+    def waiting_of(self, number: int) -> bytes | None:
+        """What still waits of a batch, as a batch to be stored; None if nothing does."""
+        if number not in self.batches:
+            return None
+        _, sources, lines = self.batches[number]
+        raw = lines.split(b"\n")
+        waiting = [event for event in self.waiting if event[8] == number]
+        kept = b"\n".join([raw[event[9]] for event in waiting])
+        return Batch(self.released, False, sources, [event[:8] for event in waiting], kept).encode()
 
     def _learn(self, events: list[list[Any]]) -> Learned:
         config, step = self.config, self.model.step

@@ -300,7 +300,6 @@ class RiverRanker:
         self._slots = self._probe(create())
         self._mean: stats.Mean | None = getattr(self.model, "global_mean", None)
         self._optimizers = {t.optimizer: getattr(self.model, t.optimizer) for t in kind.tables}
-        self._stepping = list(self._optimizers.values())
         self._counter = self._optimizers[kind.tables[0].optimizer]  # all of them step once a record
         for table in kind.tables:
             for slot in self._slots[table.optimizer]:
@@ -319,7 +318,14 @@ class RiverRanker:
         self._known = {f: self._columns[f][0][0] for f in self.families}
         self._widths = {f: [self.n_factors if vector else 1 for _, vector in c] for f, c in self._columns.items()}
         self._sizes = {f: 8 * sum(w) for f, w in self._widths.items()}
+        self._uncounted = 0  # steps that River's optimisers have not counted yet
         if self._is_plain():
+            model = self.model
+            self._plain = (
+                model.u_biases, model.i_biases, model.u_latents, model.i_latents,
+                model.u_bias_optimizer.lr.learning_rate, model.u_latent_optimizer.lr.learning_rate,
+                model.l2_bias, model.l2_latent, model.clip_gradient,
+            )  # fmt: skip
             self.step = self._plain_step  # type: ignore[method-assign]
 
     def _is_plain(self) -> bool:
@@ -411,27 +417,24 @@ class RiverRanker:
         weights are made beside the old ones, so there is nothing to copy and little to undo. Weights are equal
         to River's, bit for bit; ``docs/decisions/0006-plain-step.md`` says what it gains.
         """
-        model, mean, bound = self.model, self._mean, self.max_weight
+        user_biases, item_biases, user_latents, item_latents, bias_rate, rate, l2_bias, l2, clip = self._plain
+        mean, bound = self._mean, self.max_weight
         assert mean is not None
-        user_biases, item_biases = model.u_biases, model.i_biases
-        user_latents, item_latents = model.u_latents, model.i_latents
         new_user, new_item = user_id not in user_latents, item_id not in item_latents
         if new_user or new_item:
             self._draws.count(new_user + new_item)
         # River's order: it decides which of two new rows is drawn first.
         user_bias, item_bias = user_biases[user_id], item_biases[item_id]
         user_vector, item_vector = user_latents[user_id], item_latents[item_id]
-        product = user_vector.dot(item_vector)
-        prediction = float(mean._mean + user_bias + item_bias + product)
+        product = float(user_vector.dot(item_vector))
+        prediction: float = mean._mean + user_bias + item_bias + product
 
         n = mean.n + 1.0
         mean_value = mean._mean + (1.0 / n) * (y - mean._mean)
-        gradient = 2 * (float(mean_value + user_bias + item_bias + product) - y)
-        gradient = max(min(gradient, model.clip_gradient), -model.clip_gradient)
-        rate = model.u_bias_optimizer.lr.learning_rate
-        user_bias_now = user_bias - rate * (gradient + model.l2_bias * user_bias)
-        item_bias_now = item_bias - rate * (gradient + model.l2_bias * item_bias)
-        rate, l2 = model.u_latent_optimizer.lr.learning_rate, model.l2_latent
+        gradient = 2 * (mean_value + user_bias + item_bias + product - y)
+        gradient = max(min(gradient, clip), -clip)
+        user_bias_now = user_bias - bias_rate * (gradient + l2_bias * user_bias)
+        item_bias_now = item_bias - bias_rate * (gradient + l2_bias * item_bias)
         if l2:
             user_now = user_vector - rate * (gradient * item_vector + l2 * user_vector)
             item_now = item_vector - rate * (gradient * user_vector + l2 * item_vector)
@@ -451,8 +454,7 @@ class RiverRanker:
             mean.n, mean._mean = n, mean_value
             user_biases[user_id], item_biases[item_id] = user_bias_now, item_bias_now
             user_latents[user_id], item_latents[item_id] = user_now, item_now
-            for optimizer in self._stepping:
-                optimizer.n_iterations += 1
+            self._uncounted += 1
             return prediction
         for family, row_id, is_new in ((USER, user_id, new_user), (ITEM, item_id, new_item)):
             if is_new:
@@ -489,6 +491,9 @@ class RiverRanker:
     # ------------------------------------------------------------------------------------------ bytes
 
     def header(self) -> bytes:
+        for optimizer in self._optimizers.values():
+            optimizer.n_iterations += self._uncounted
+        self._uncounted = 0
         optimizers = {
             name: {k: v for k, v in vars(o).items() if isinstance(v, int | float)}
             for name, o in self._optimizers.items()

@@ -6,6 +6,7 @@ did not arrive. Redis away: it tries again with backoff, then raises, and Flink 
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,8 +58,9 @@ class Publisher:
         self._redis: Any = connect(url)
         self._ttl = ttl
         self._patience = patience
-        self._learned = self._redis.register_script(script("publish_learned"))
-        self._tiles = self._redis.register_script(script("publish_tiles"))
+        self._digests = {
+            name: hashlib.sha1(script(name).encode()).hexdigest() for name in ("publish_learned", "publish_tiles")
+        }
 
     def close(self) -> None:
         self._redis.close()
@@ -70,15 +72,10 @@ class Publisher:
         """
 
         def send() -> None:
-            pipe = self._redis.pipeline(transaction=False)
-            for start in range(0, len(entities), _PER_CALL):
-                part = entities[start : start + _PER_CALL]
-                arguments = [argument for _, entity in part for argument in entity]
-                self._learned(keys=[key for key, _ in part], args=[self._ttl, *arguments], client=pipe)
+            commands: list[tuple[Any, ...]] = []
             for key, members in items.items():
-                pipe.zadd(key, dict(members), gt=True)
-            self._note(pipe, len(entities))
-            pipe.execute()
+                commands.append(("ZADD", key, "GT", *(x for item, seq in members.items() for x in (seq, item))))
+            self._call("publish_learned", [self._ttl], entities, commands)
 
         self._patiently(send)
 
@@ -86,16 +83,44 @@ class Publisher:
         """Writes closed windows; ``keep`` says for each span how many milliseconds of it stay."""
         spans = [len(keep), *(value for pair in keep.items() for value in pair)]
 
-        def send() -> None:
-            pipe = self._redis.pipeline(transaction=False)
+        self._patiently(lambda: self._call("publish_tiles", [self._ttl, *spans], entities, []))
+
+    def _call(
+        self, name: str, head: Sequence[Any], entities: Sequence[Entity], commands: Sequence[tuple[Any, ...]]
+    ) -> None:
+        """Runs a script over the entities, and the commands, in one round trip.
+
+        Each part is sent as soon as it is packed and no reply is read before the last: Redis works on one part
+        while the next is packed, which takes as long.
+        """
+        pool, digest = self._redis.connection_pool, self._digests[name]
+        connection = pool.get_connection("EVALSHA")
+        try:
+            connection.send_command("SCRIPT", "LOAD", script(name))  # a restarted server has forgotten it
             for start in range(0, len(entities), _PER_CALL):
                 part = entities[start : start + _PER_CALL]
                 arguments = [argument for _, entity in part for argument in entity]
-                self._tiles(keys=[key for key, _ in part], args=[self._ttl, *spans, *arguments], client=pipe)
-            self._note(pipe, len(entities))
-            pipe.execute()
-
-        self._patiently(send)
+                connection.send_command("EVALSHA", digest, len(part), *(key for key, _ in part), *head, *arguments)
+            for command in commands:
+                connection.send_command(*command)
+            # What was sent, and when, for reports: what a retry sends again counts again.
+            connection.send_command("HINCRBY", self.keys.ledger, "writes", len(entities))
+            connection.send_command("HSET", self.keys.ledger, "published_at", time.time_ns() // 1_000_000)
+            calls = -(-len(entities) // _PER_CALL)
+            errors = []
+            for _ in range(1 + calls + len(commands) + 2):
+                try:
+                    connection.read_response()
+                except redis.exceptions.ResponseError as error:
+                    errors.append(error)
+            if errors:
+                raise errors[0]
+        except BaseException:
+            # Replies may be on their way: nobody must read them as answers to something else.
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
 
     def ledger(self, fields: Mapping[str, bytes | str | int]) -> None:
         """Writes the log's ledger, whole."""
@@ -105,11 +130,6 @@ class Publisher:
         """The version of a shard's header in Redis; None where Redis knows nothing of it."""
         found: bytes | None = self._patiently(lambda: self._redis.hget(self.keys.model(shard), Field.VERSION))
         return found
-
-    def _note(self, pipe: Any, entities: int) -> None:
-        """Counts what was sent, and when: for reports, so what a retry sends again counts again."""
-        pipe.hincrby(self.keys.ledger, "writes", entities)
-        pipe.hset(self.keys.ledger, "published_at", time.time_ns() // 1_000_000)
 
     def _patiently(self, send: Callable[[], Result]) -> Result:
         deadline = time.monotonic() + self._patience

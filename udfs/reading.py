@@ -23,6 +23,7 @@ from udfs.events import TIMESTAMP, EventFormat, EventParser, Rejected
 
 _BOM: Final = b"\xef\xbb\xbf"
 _HEAD: Final = 1_024
+_FIRST_BYTES: Final = 250_000
 FORMATS: Final = ("jsonl", "csv")
 
 
@@ -168,12 +169,13 @@ class FileFeed:
     """
 
     def __init__(
-        self, files: Sequence[tuple[str, str]], fmt: EventFormat, run_id: str, chunk_bytes: int = 4_000_000
+        self, files: Sequence[tuple[str, str]], fmt: EventFormat, run_id: str, chunk_bytes: int = 8_000_000
     ) -> None:
         self._files = [_File(Path(path), format_) for path, format_ in files]
         self._parser = EventParser(fmt)
         self._run_id = run_id
         self._chunk_bytes = chunk_bytes
+        self._size = min(chunk_bytes, _FIRST_BYTES)
         self._other: dict[str, Any] = {}
         self._heap: list[tuple[int, int, list[bytes], int]] = []
         self.ended = False
@@ -196,6 +198,8 @@ class FileFeed:
         return 0
 
     def read(self) -> Chunk:
+        # Small at first, so that something is learned soon; then large, which costs less.
+        self._size = min(2 * self._size, self._chunk_bytes)
         runs, lines = self._merged() if len(self._files) > 1 else self._single()
         headers = {str(f.path): f.header for f in self._files if f.header is not None}
         self.ended = not lines
@@ -203,7 +207,7 @@ class FileFeed:
 
     def _single(self) -> tuple[list[Run], list[bytes]]:
         file = self._files[0]
-        lines = file.read(self._chunk_bytes)
+        lines = file.read(self._size)
         run = Run(str(file.path), file.line, len(lines))
         for line in lines:
             file.advance(line)
@@ -213,7 +217,7 @@ class FileFeed:
         runs: list[Run] = []
         taken: list[bytes] = []
         size = 0
-        while self._heap and size < self._chunk_bytes:
+        while self._heap and size < self._size:
             _, number, lines, at = heapq.heappop(self._heap)
             file, line = self._files[number], lines[at]
             source = str(file.path)

@@ -75,7 +75,7 @@ def all_fields(connection: Any) -> dict[bytes, dict[bytes, bytes]]:
 
 
 def test_stopped_half_way_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    lines = rated_events(60_000)
+    lines = rated_events(30_000)
     source = write_lines(tmp_path / "events.jsonl", lines)
     # A rate at which the stop comes in the middle; small batches, so that windows and waiting events are open.
     settings = {**MODEL, "source": f"file:{source}", "batch_bytes": 20_000}
