@@ -172,7 +172,7 @@ class Settings(_Section):
     summary: Folder | None = None
     checkpoint_interval: Span = "10s"
     out_of_orderness: Span = Field("5s", description="how far behind an event may be before it is late")
-    batch_bytes: int = Field(8_000_000, ge=1, le=64_000_000, description="how much input is read and learned at once")
+    batch_bytes: int = Field(16_000_000, ge=1, le=64_000_000, description="how much input is read and learned at once")
     generator: GeneratorSettings = GeneratorSettings()
     events: EventSettings = EventSettings()
     dedup: DedupSettings = DedupSettings()

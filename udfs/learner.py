@@ -62,7 +62,7 @@ class LearnerConfig:
     metrics: tuple[str, ...] = ("MAE", "RMSE")
     seen: int = 50
     half_life: int = 7 * 86_400_000
-    group: int = 100_000
+    group: int = 200_000
     position_names: tuple[str, str] = ("file", "line")
     run_id: str = ""
 

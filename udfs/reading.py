@@ -169,7 +169,7 @@ class FileFeed:
     """
 
     def __init__(
-        self, files: Sequence[tuple[str, str]], fmt: EventFormat, run_id: str, chunk_bytes: int = 8_000_000
+        self, files: Sequence[tuple[str, str]], fmt: EventFormat, run_id: str, chunk_bytes: int = 16_000_000
     ) -> None:
         self._files = [_File(Path(path), format_) for path, format_ in files]
         self._parser = EventParser(fmt)
