@@ -365,9 +365,6 @@ def _first_error(error: ValidationError, origins: Mapping[str, str]) -> str:
 def _check_together(resolved: Resolved) -> None:
     """What only shows when settings are taken together."""
     settings = resolved.settings
-    if settings.parallelism > settings.shards and settings.parallelism > 1:
-        # Allowed: tiles still gain from it; the learner has no more than its shards.
-        pass
     horizon, disorder = settings.dedup.horizon, settings.out_of_orderness
     if span_ms(horizon) < span_ms(disorder):
         raise SettingsError(

@@ -18,7 +18,7 @@ import orjson
 import redis
 
 from serving.connection import connect, without_password
-from serving.schema import Field, Keys, encode_vector, script, sharded, tile_field, version
+from serving.schema import Field, Keys, encode_tile, encode_vector, script, sharded, tile_field, version
 from udfs.intake import RECORD, UNIT, unescape
 from udfs.learner import Learner
 from udfs.models import ITEM, USER
@@ -164,7 +164,7 @@ def learned_entities(
     The entities for :meth:`Publisher.learned`, and the item sets.
     """
     entities: list[Entity] = []
-    model, width, epoch_text = learner.model, 4 * learner.model.n_factors, b"%013d." % epoch
+    model, width = learner.model, 4 * learner.model.n_factors
     for family, key_of, of_shard in ((USER, keys.user, 1), (ITEM, keys.item, shards)):
         row_ids, rows = list(encoded[family]), learner.rows[family]
         version_name, count, updated_at, bias_name, vector_name, popularity = (
@@ -179,7 +179,7 @@ def learned_entities(
         for row_id, bias in zip(row_ids, model.biases(family, row_ids), strict=True):
             row = rows[row_id]
             entity: list[bytes | str | int] = [
-                version_name, epoch_text + b"%016d" % row.seq, pairs,
+                version_name, version(epoch, row.seq), pairs,
                 count, row.count, updated_at, row.updated_at, bias_name, repr(bias),
             ]  # fmt: skip
             if width:
@@ -245,14 +245,14 @@ def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str]
             entity_id = unescape(raw_id)
             key = keys.user(entity_id) if family == USER else keys.item(entity_id)
             tile = tiles.setdefault(key, [])
-            value: dict[str, Any] = {"n": int(events), "sum": float(total), "distinct": int(distinct)}
             began, ended = _millis(start), _millis(end)
+            n, summed, met = int(events), float(total), int(distinct)
             if span == "session":
-                value |= {"start": began, "end": ended}
                 if ended >= sessions.get(key, (0, b""))[0]:
-                    sessions[key] = (ended, orjson.dumps(value))
+                    session = {"n": n, "sum": summed, "distinct": met, "start": began, "end": ended}
+                    sessions[key] = (ended, orjson.dumps(session))
                 continue
-            value["types"] = {name: int(n) for name, n in zip(event_types, types, strict=True) if n != "0"}
-            tile += (span, began, tile_field(span, began, part), orjson.dumps(value))
+            by_type = {name: int(count) for name, count in zip(event_types, types, strict=True) if count != "0"}
+            tile += (span, began, tile_field(span, began, part), encode_tile(n, summed, met, by_type))
             counts[key] = counts.get(key, 0) + 1
     return [(key, [counts.get(key, 0), *tile, *sessions.get(key, ("", ""))]) for key, tile in tiles.items()]
