@@ -62,16 +62,17 @@ def prepare_process(logs: Path) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     os.environ["JAVA_HOME"] = find_java()
     os.environ["FLINK_LOG_DIR"] = str(logs)
-    # On few cores the parallel collector leaves more of them to the windows than the default one.
-    os.environ.setdefault("JVM_ARGS", "-XX:+UseParallelGC")
+    # On few cores the parallel collector leaves more of them to the windows than the default one. The sizes spare
+    # it the full collections that growing to them would take.
+    os.environ.setdefault("JVM_ARGS", "-XX:+UseParallelGC -XX:MetaspaceSize=256m -Xms1500m")
     # Workers of their own: in one process with the command line they would share one interpreter lock.
     os.environ["_python_worker_execution_mode"] = "process"
     # A module in the user's folder must not shadow one that a worker imports.
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
-def configuration(settings: Settings, checkpoints: Path, restore: str | None) -> dict[str, str]:
-    """Flink's configuration of a local run, by Flink's own names."""
+def configuration(settings: Settings, checkpoints: Path, restore: str | None, python: Path) -> dict[str, str]:
+    """Flink's configuration of a local run, by Flink's own names; ``python`` is what starts its workers."""
     parallelism = str(settings.parallelism)
     values = {
         "parallelism.default": parallelism,
@@ -95,7 +96,7 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None) ->
         "restart-strategy.type": "fixed-delay",
         "restart-strategy.fixed-delay.attempts": "3",
         "restart-strategy.fixed-delay.delay": "1 s",
-        "python.executable": sys.executable,
+        "python.executable": str(python),
         "python.client.executable": sys.executable,
         # An element carries a whole batch: what counts is that it does not wait for others.
         "python.fn-execution.bundle.size": "1000",
@@ -138,7 +139,15 @@ class RunningJob:
 
     @property
     def status(self) -> str:
-        return str(self._java.getJobStatus().get().name())
+        from py4j.protocol import Py4JJavaError
+
+        try:
+            return str(self._java.getJobStatus().get().name())
+        except Py4JJavaError as error:
+            # A local cluster ends with its job; one that nobody stopped has failed.
+            if "has already been shut down" in str(error):
+                return "FAILED"
+            raise
 
     def failure(self) -> JobFailed:
         """Why the job failed."""

@@ -20,6 +20,7 @@ from rich.console import Console
 from flink_jobs.catalogue import load_catalogue
 from flink_jobs.embedded import embedded_redis
 from flink_jobs.flink import JobFailed, RunningJob, configuration, environments, prepare_process
+from flink_jobs.nursery import nursery
 from flink_jobs.progress import Display, Monitor, Standing, summary_table
 from flink_jobs.settings import Resolved, SettingsError
 from flink_jobs.state import Manifest, StateFolder, may_go_on
@@ -34,6 +35,7 @@ from udfs.learner import LearnerConfig
 from udfs.models import build
 from udfs.publisher import Publisher
 from udfs.reading import FileFeed, InputError, input_files, peak_density
+from udfs.tilefeed import TileConfig
 
 if TYPE_CHECKING:
     from flink_jobs.topology import Job
@@ -69,7 +71,12 @@ def run(
     settings = resolved.settings
     folder = StateFolder(settings.state_dir)
     files = _files(resolved)
-    with folder.locked(), _redis_url(resolved, folder) as url, _stopping(interrupted) as stopping:
+    with (
+        folder.locked(),
+        nursery() as python,
+        _redis_url(resolved, folder) as url,
+        _stopping(interrupted) as stopping,
+    ):
         connection = _reachable(url)
         keys = Keys(settings.prefix)
         if settings.fresh:
@@ -88,7 +95,7 @@ def run(
         monitor = Monitor(connection, keys, settings.shards, run_id, settings.metrics)
         prepare_process(folder.logs)
         console.print("starting Flink" + (f" from {Path(snapshot).name}" if snapshot else ""), highlight=False)
-        job = _submit(adapt(_job(resolved, manifest, folder, url, files, run_id)), resolved, folder, snapshot)
+        job = _submit(adapt(_job(resolved, manifest, folder, url, files, run_id)), resolved, folder, snapshot, python)
         with Display(console) as display:
             complete = _watch(job, monitor, display, stopping)
         savepoint = job.stop(folder.savepoints, drain=complete)
@@ -274,7 +281,7 @@ def _job(
             merged=source.merged,
             out_of_orderness=span_ms(settings.out_of_orderness),
             dedup_horizon=span_ms(settings.dedup.horizon),
-            tiles=tiles.enabled,
+            tiles=TileConfig(tuple(tiles.event_types), span_ms(tiles.session_gap)) if tiles.enabled else None,
             position_names=source.position_names,
             run_id=run_id,
             epoch=manifest.epoch,
@@ -298,10 +305,10 @@ def _job(
     )
 
 
-def _submit(job: Job, resolved: Resolved, folder: StateFolder, snapshot: str | None) -> RunningJob:
+def _submit(job: Job, resolved: Resolved, folder: StateFolder, snapshot: str | None, python: Path) -> RunningJob:
     from flink_jobs.topology import build as build_topology
 
-    env, table_env = environments(configuration(resolved.settings, folder.checkpoints, snapshot))
+    env, table_env = environments(configuration(resolved.settings, folder.checkpoints, snapshot, python))
     build_topology(env, table_env, job)
     return RunningJob(env.execute_async("freshet"))
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pyflink.common import Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
+from flink_jobs.streams import keyed, keyed_type
 from flink_jobs.uids import pin_uids
-from udfs.functions import CHUNK_TYPE, ReadFunction
+from udfs.functions import CHUNK, ReadFunction
 from udfs.names import Uid
 from udfs.reading import Feed
 
@@ -33,12 +35,13 @@ class FeedSource:
         table_env.execute_sql(
             "CREATE TEMPORARY TABLE heartbeat (beat BIGINT) WITH ('connector' = 'datagen', 'rows-per-second' = '1')"
         )
-        beats = table_env.to_data_stream(table_env.from_path("heartbeat"))
-        pin_uids(beats, "heartbeat")
         log = self.kind
+        beats = table_env.to_data_stream(table_env.sql_query(f"SELECT '{log}' AS log, beat FROM heartbeat"))
+        pin_uids(beats, "heartbeat")
+        beats._j_data_stream.getTransformation().setOutputType(keyed_type(Types.LONG()).get_java_type_info())
         return (
-            beats.key_by(lambda _: log, key_type=CHUNK_TYPE.get_field_types()[0])
-            .process(ReadFunction(self.open_feed), CHUNK_TYPE)
+            keyed(beats, Types.LONG())
+            .process(ReadFunction(self.open_feed), keyed_type(CHUNK))
             .uid(f"{Uid.READ}-{self.kind}")
             .name(f"read {self.kind}")
             .set_parallelism(1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from pyflink.common import Encoder, Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
@@ -25,10 +25,12 @@ from pyflink.datastream.connectors.file_system import (
 from pyflink.table import StreamTableEnvironment
 
 from flink_jobs.shardkeys import shard_keys
+from flink_jobs.streams import keyed, keyed_type, side_output
 from flink_jobs.uids import pin_uids
 from flink_jobs.windows import Windows, gathered_windows
 from udfs.functions import (
-    BATCH_TYPE,
+    BATCH,
+    CHUNK,
     DEAD_LETTERS,
     TILE_FEED,
     IntakeFunction,
@@ -41,7 +43,6 @@ from udfs.models import RowModel
 from udfs.names import Uid
 from udfs.publisher import Publisher
 
-_STRING = Types.STRING()
 _NOTHING = Types.INT()  # operators at the end of the job give nothing, but must have a type
 
 
@@ -57,7 +58,7 @@ class Source(Protocol):
         """Whether its partitions arrive merged by time."""
 
     def chunks(self, env: StreamExecutionEnvironment, table_env: StreamTableEnvironment) -> DataStream:
-        """A stream of :data:`udfs.functions.CHUNK_TYPE`: rows of a log's name and an encoded chunk."""
+        """A stream of :func:`~flink_jobs.streams.keyed_type` rows: a log's name, and an encoded chunk."""
 
 
 @dataclass(frozen=True)
@@ -90,26 +91,20 @@ def build(env: StreamExecutionEnvironment, table_env: StreamTableEnvironment, jo
     chunks = job.source.chunks(env, table_env)
     decided = _intake(chunks, job, keys)
     learned = _learn(decided, job, keys)
-    letters = decided.get_side_output(DEAD_LETTERS).union(learned.get_side_output(DEAD_LETTERS))
+    letters = side_output(decided, DEAD_LETTERS).union(side_output(learned, DEAD_LETTERS))
     _write_dead_letters(letters, job.dead_letters)
     if job.windows is not None:
-        _publish_tiles(table_env, decided.get_side_output(TILE_FEED), job, job.windows)
+        _publish_tiles(table_env, side_output(decided, TILE_FEED), job, job.windows)
 
 
 def _intake(chunks: DataStream, job: Job, keys: Sequence[str]) -> DataStream:
     function = IntakeFunction(job.intake, list(keys), job.publisher)
-    return (
-        chunks.key_by(_first, key_type=_STRING)
-        .process(function, BATCH_TYPE)
-        .uid(Uid.INTAKE)
-        .name("intake")
-        .set_parallelism(1)
-    )
+    return keyed(chunks, CHUNK).process(function, keyed_type(BATCH)).uid(Uid.INTAKE).name("intake").set_parallelism(1)
 
 
 def _learn(batches: DataStream, job: Job, keys: Sequence[str]) -> DataStream:
     function = LearnFunction(job.learner, job.model, list(keys), job.intake.epoch, job.publisher)
-    return batches.key_by(_first, key_type=_STRING).process(function, _NOTHING).uid(Uid.LEARN).name("learn")
+    return keyed(batches, BATCH).process(function, _NOTHING).uid(Uid.LEARN).name("learn")
 
 
 def _publish_tiles(table_env: StreamTableEnvironment, feed: DataStream, job: Job, windows: Windows) -> None:
@@ -130,7 +125,3 @@ def _write_dead_letters(letters: DataStream, folder: str) -> None:
         .build()
     )
     letters.sink_to(sink).uid(Uid.DEAD_LETTERS).name("dead letters").set_parallelism(1)
-
-
-def _first(row: Any) -> str:
-    return str(row[0])

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from pyflink.common import WatermarkStrategy
-from pyflink.common.watermark_strategy import TimestampAssigner
 from pyflink.datastream import DataStream
-from pyflink.table import Schema, StreamTableEnvironment
+from pyflink.java_gateway import get_gateway
+from pyflink.table import Schema, StreamTableEnvironment, Table
 
 from serving.schema import span_ms
 
@@ -25,7 +24,6 @@ _BUCKETS: Final = 16
 _GATHERED: Final = 20_000  # events whose results are gathered at once, roughly
 _LONGEST: Final = 50 * 365 * 86_400_000  # a span that SQL can write in seconds
 _UNIT, _RECORD = "U&'\\001F'", "U&'\\001E'"
-_DECIMAL: Final = "DECIMAL(38, 6)"
 
 
 @dataclass(frozen=True)
@@ -69,23 +67,12 @@ def gathering_span(smallest: int, density: float) -> int:
     return smallest * min(max(1, round(_GATHERED / density / smallest)), _LONGEST // smallest)
 
 
-class _Watermark(TimestampAssigner):  # type: ignore[misc]
-    """The intake's watermark, as the time of the feed's element."""
-
-    def extract_timestamp(self, value: Any, record_timestamp: int) -> int:
-        return int(value[1])
-
-
 def _interval(span: str) -> str:
     return _seconds(span_ms(span))
 
 
 def _seconds(millis: int) -> str:
     return f"INTERVAL '{millis // 1000}' SECOND(10)"
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
 
 
 def gathered_windows(table_env: StreamTableEnvironment, feed: DataStream, windows: Windows) -> DataStream:
@@ -106,20 +93,37 @@ def gathered_windows(table_env: StreamTableEnvironment, feed: DataStream, window
 
 def _create_events(table_env: StreamTableEnvironment, feed: DataStream) -> None:
     """The table ``events``, one row an accepted event, with the intake's watermark."""
-    strategy = WatermarkStrategy.for_monotonous_timestamps().with_timestamp_assigner(_Watermark())
-    timed = feed.assign_timestamps_and_watermarks(strategy)
-    schema = Schema.new_builder().column("events", "STRING").column("watermark", "BIGINT").build()
-    table_env.create_temporary_view("feed", table_env.from_data_stream(timed, schema))
-    exploded = table_env.sql_query(
+    chunks = (
+        Schema.new_builder()
+        .column("events", "STRING")
+        .column("watermark", "BIGINT")
+        .column_by_expression("reached", "TO_TIMESTAMP_LTZ(`watermark`, 3)")
+        .watermark("reached", "reached")
+        .build()
+    )
+    table_env.create_temporary_view("feed", table_env.from_data_stream(feed, chunks))
+    split = table_env.sql_query(
         f"""
-        SELECT
-          SPLIT_INDEX(event, {_UNIT}, 0) AS user_id,
-          SPLIT_INDEX(event, {_UNIT}, 1) AS item_id,
-          SPLIT_INDEX(event, {_UNIT}, 2) AS event_type,
-          CAST(SPLIT_INDEX(event, {_UNIT}, 3) AS {_DECIMAL}) AS event_value,
-          TO_TIMESTAMP_LTZ(CAST(SPLIT_INDEX(event, {_UNIT}, 4) AS BIGINT), 3) AS happened_at,
-          CAST(SPLIT_INDEX(event, {_UNIT}, 5) AS BIGINT) AS first_of_day
+        SELECT SPLIT(event, {_UNIT}) AS fields
         FROM feed CROSS JOIN UNNEST(SPLIT(events, {_RECORD})) AS exploded(event)
+        """
+    )
+    # A table of its own: otherwise SQL would split a record again for each of its fields.
+    fields = Schema.new_builder().column("fields", "ARRAY<STRING>").build()
+    table_env.create_temporary_view("records", _restated(table_env, split, fields))
+    exploded = table_env.sql_query(
+        """
+        SELECT
+          fields[1] AS user_id,
+          fields[2] AS item_id,
+          CAST(fields[3] AS INT) AS event_type,
+          CAST(fields[4] AS BIGINT) AS time_ms,
+          TO_TIMESTAMP_LTZ(CAST(fields[4] AS BIGINT), 3) AS happened_at,
+          CAST(fields[5] AS BIGINT) AS value_high,
+          CAST(fields[6] AS BIGINT) AS value_low,
+          CAST(fields[7] AS BIGINT) AS new_in_day,
+          CAST(fields[8] AS BIGINT) AS new_in_session
+        FROM records
         """
     )
     # The rows take over the watermark of the feed, which no accepted event is behind: none is dropped.
@@ -127,25 +131,31 @@ def _create_events(table_env: StreamTableEnvironment, feed: DataStream) -> None:
         Schema.new_builder()
         .column("user_id", "STRING")
         .column("item_id", "STRING")
-        .column("event_type", "STRING")
-        .column("event_value", _DECIMAL)
+        .column("event_type", "INT")
+        .column("time_ms", "BIGINT")
         .column("happened_at", "TIMESTAMP_LTZ(3)")
-        .column("first_of_day", "BIGINT")
+        .column("value_high", "BIGINT")
+        .column("value_low", "BIGINT")
+        .column("new_in_day", "BIGINT")
+        .column("new_in_session", "BIGINT")
         .watermark("happened_at", "SOURCE_WATERMARK()")
         .build()
     )
-    stream = table_env.to_data_stream(exploded)
-    table_env.create_temporary_view("events", table_env.from_data_stream(stream, typed))
+    table_env.create_temporary_view("events", _restated(table_env, exploded, typed))
+
+
+def _restated(table_env: StreamTableEnvironment, table: Table, schema: Schema) -> Table:
+    """The table under another schema, over a stream of Flink's own rows: nothing is converted on the way."""
+    rows = get_gateway().jvm.Class.forName("org.apache.flink.table.data.RowData")
+    resolved = table._j_table.getResolvedSchema().toPhysicalRowDataType().bridgedTo(rows)
+    stream = table_env._j_tenv.toDataStream(table._j_table, resolved)
+    return table_env.from_data_stream(DataStream(stream), schema)
 
 
 def _tiles(table_env: StreamTableEnvironment, family: str, windows: Windows) -> list[str]:
     """Creates the views of a family's tiles, and gives for each span the query of its records."""
     types = [f"type_{n}" for n in range(len(windows.event_types))]
-    counts = "".join(
-        f", COUNT(*) FILTER (WHERE event_type = {_text(name)}) AS {column}"
-        for name, column in zip(windows.event_types, types, strict=True)
-    )
-    sums = "".join(f", SUM({column}) AS {column}" for column in types)
+    sums = ["value_high", "value_low", "new_in_day"]
     queries = []
     for number, span in enumerate(windows.spans):
         name = f"{family}_tiles_{number}"
@@ -153,44 +163,43 @@ def _tiles(table_env: StreamTableEnvironment, family: str, windows: Windows) -> 
         base = max((k for k in range(number) if span_ms(span) % span_ms(windows.spans[k]) == 0), default=None)
         if base is None:
             source, time, entity = "events", "happened_at", f"{family}_id"
-            columns = f"COUNT(*) AS n, SUM(event_value) AS total, SUM(first_of_day) AS met{counts}"
+            counts = ["COUNT(*) AS n"]
+            counts += [f"COUNT(*) FILTER (WHERE event_type = {n}) AS {column}" for n, column in enumerate(types)]
+            columns = counts + [f"SUM({column}) AS {column}" for column in sums]
         else:
             source, time, entity = f"{family}_rolled_{base}", "closed_at", "id"
-            columns = f"SUM(n) AS n, SUM(total) AS total, SUM(met) AS met{sums}"
+            columns = [f"SUM({column}) AS {column}" for column in ("n", *types, *sums)]
         query = f"""
-            SELECT
-              {entity} AS id, window_start AS started_at, window_end AS ended_at, window_time AS closed_at, {columns}
+            SELECT {entity} AS id, window_start, window_time AS closed_at, {", ".join(columns)}
             FROM TABLE(TUMBLE(TABLE {source}, DESCRIPTOR({time}), {_interval(span)}))
             GROUP BY {entity}, window_start, window_end, window_time
         """
         table_env.create_temporary_view(name, table_env.sql_query(query))
-        rolled = table_env.sql_query(
-            f"SELECT id, closed_at, n, total, met{''.join(f', {c}' for c in types)} FROM {name}"
-        )
+        rolled = table_env.sql_query(f"SELECT id, closed_at, n, {', '.join(types + sums)} FROM {name}")
         table_env.create_temporary_view(f"{family}_rolled_{number}", rolled)
-        queries.append(_record(name, family, span, types))
+        start = "EXTRACT(EPOCH FROM window_start) * 1000"
+        queries.append(_record(name, family, span, start, f"{start} + {span_ms(span)}", types))
     return queries
 
 
 def _sessions(windows: Windows) -> str:
     """The query of the records of users' sessions: it ends with the last event, not with the gap."""
     sessions = f"""(
-        SELECT user_id AS id, MIN(happened_at) AS started_at, MAX(happened_at) AS ended_at,
-          window_time AS closed_at, COUNT(*) AS n, SUM(event_value) AS total, COUNT(DISTINCT item_id) AS met
+        SELECT user_id AS id, MIN(time_ms) AS began, MAX(time_ms) AS ended, window_time AS closed_at, COUNT(*) AS n,
+          SUM(value_high) AS value_high, SUM(value_low) AS value_low, SUM(new_in_session) AS new_in_day
         FROM TABLE(
           SESSION(TABLE events PARTITION BY user_id, DESCRIPTOR(happened_at), {_interval(windows.session_gap)})
         )
         GROUP BY user_id, window_start, window_end, window_time
     )"""
-    return _record(sessions, "user", "session", [])
+    return _record(sessions, "user", "session", "began", "ended", [])
 
 
-def _record(source: str, family: str, span: str, types: Sequence[str]) -> str:
-    counts = "".join(f", CAST({column} AS STRING)" for column in types)
+def _record(source: str, family: str, span: str, start: str, end: str, types: Sequence[str]) -> str:
+    numbers = [start, end, "n", "value_high", "value_low", "new_in_day", *types]
     return f"""
         SELECT
-          CONCAT_WS({_UNIT}, '{family}', '{span}', id, CAST(started_at AS STRING), CAST(ended_at AS STRING),
-            CAST(n AS STRING), CAST(total AS STRING), CAST(met AS STRING){counts}) AS record,
+          CONCAT_WS({_UNIT}, '{family}', '{span}', id, {", ".join(f"CAST({n} AS STRING)" for n in numbers)}) AS record,
           ABS(MOD(HASH_CODE(id), {_BUCKETS})) AS bucket,
           closed_at
         FROM {source}

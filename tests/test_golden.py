@@ -21,10 +21,12 @@ from udfs.events import EventFormat
 from udfs.intake import Intake, IntakeConfig
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.reading import FileFeed
+from udfs.tilefeed import TileConfig
 
 T0 = 1_700_000_000_000
 GOLDEN = Path(__file__).parent / "golden" / "layout1.json"
-INTAKE = IntakeConfig(EventFormat(), 1, True, True, 5_000, 3_600_000, True, ("file", "line"), "7-0", 7)
+TILES = TileConfig(("view", "rating"), 1_800_000)
+INTAKE = IntakeConfig(EventFormat(), 1, True, True, 5_000, 3_600_000, TILES, ("file", "line"), "7-0", 7)
 LEARNER = LearnerConfig(run_id="7-0")
 ADAM = {
     "n_factors": 2,
@@ -129,7 +131,7 @@ def test_intake(golden: dict[str, Any]) -> None:
     again.restore(header, blobs.items())
     assert again.header == header
     assert again.seen == {"1:\u00e9e1": T0 + 1_000} and again.newest == {"a.csv": T0, "b.jsonl": T0 + 1_000}
-    assert again.pairs == {1_699_920_000_000: {"3:anntea", "1:\u00e91"}}
+    assert again.tiles is not None and again.tiles.pairs == {1_699_920_000_000: {"3:anntea", "1:\u00e91"}}
     assert vars(again.counts) == vars(intake.counts) and again.counts.rejected == {"not_json": 1}
 
 

@@ -26,8 +26,8 @@ from udfs.reading import Feed
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
 
-CHUNK_TYPE: Final = Types.ROW_NAMED(["log", "chunk"], [Types.STRING(), BYTES])
-BATCH_TYPE: Final = Types.ROW_NAMED(["shard_key", "batch"], [Types.STRING(), BYTES])
+CHUNK: Final = BYTES  # by the name of its log
+BATCH: Final = BYTES  # by the key of its shard
 TILE_FEED: Final = OutputTag("tile-feed", Types.ROW_NAMED(["events", "watermark"], [Types.STRING(), Types.LONG()]))
 DEAD_LETTERS: Final = OutputTag("dead-letters", Types.STRING())
 
@@ -97,9 +97,9 @@ class IntakeFunction(KeyedProcessFunction):
     def close(self) -> None:
         self._publisher.close()
 
-    def process_element(self, value: Row, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
+    def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         intake = self._intake or self._restored()
-        result = intake.process(Chunk.decode(value[1]), time.time_ns() // 1_000_000)
+        result = intake.process(Chunk.decode(value), time.time_ns() // 1_000_000)
         for name, blob in result.puts.items():
             self._blobs.put(name, blob)
         for name in result.removes:
@@ -108,8 +108,8 @@ class IntakeFunction(KeyedProcessFunction):
         self._publisher.ledger(intake.ledger_fields())
         if result.dead_letters:
             yield DEAD_LETTERS, "\n".join(result.dead_letters)
-        if result.tile_feed is not None:
-            yield TILE_FEED, Row(result.tile_feed, result.watermark)
+        for feed in result.tile_feeds:
+            yield TILE_FEED, Row(*feed)
         for shard, batch in result.batches.items():
             yield Row(self._shard_keys[shard], batch)
 
@@ -149,10 +149,10 @@ class LearnFunction(KeyedProcessFunction):
     def close(self) -> None:
         self._publisher.close()
 
-    def process_element(self, value: Row, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
-        key, blob = value
+    def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
+        key = ctx.get_current_key()
         learner = self._learners.get(key) or self._restored(key)
-        batch = Batch.decode(blob)
+        batch = Batch.decode(value)
         number = learner.batch_number
         for learned in learner.process(batch):
             encoded = _encoded(learner, learned)

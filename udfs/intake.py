@@ -18,32 +18,9 @@ from udfs.batch import Batch
 from udfs.chunk import Chunk
 from udfs.deadletters import dead_letter
 from udfs.events import EventFormat, EventParser, Rejected
+from udfs.tilefeed import PIECE, Fed, TileConfig, TileFeed, TileFeeder
 
 LAYOUT: Final = 1
-DAY: Final = 86_400_000
-
-# The tile feed is one string a chunk, exploded by SQL: records and their fields are joined by control
-# characters, and where an id holds one of these, by an escape that starts with the third.
-RECORD, UNIT, ESCAPE = "\x1e", "\x1f", "\x1d"
-_ESCAPES: Final = {ESCAPE: ESCAPE + "e", RECORD: ESCAPE + "r", UNIT: ESCAPE + "u"}
-
-
-def escape(text: str) -> str:
-    """
-    >>> unescape(escape("a\\x1eb\\x1fc\\x1d")) == "a\\x1eb\\x1fc\\x1d"
-    True
-    """
-    for char, code in _ESCAPES.items():
-        text = text.replace(char, code)
-    return text
-
-
-def unescape(text: str) -> str:
-    if ESCAPE not in text:
-        return text
-    for char, code in reversed(_ESCAPES.items()):
-        text = text.replace(code, char)
-    return text
 
 
 def shard_of(user_id: str, shards: int) -> int:
@@ -69,7 +46,7 @@ class IntakeConfig:
     out_of_orderness, dedup_horizon
         Milliseconds of event time.
     tiles
-        Whether windows are computed, so whether accepted events are fed to SQL.
+        What the windows look at; None where there are none.
     position_names
         How a position is called in a dead letter, such as ``("file", "line")``.
     """
@@ -80,7 +57,7 @@ class IntakeConfig:
     merged: bool
     out_of_orderness: int
     dedup_horizon: int
-    tiles: bool
+    tiles: TileConfig | None
     position_names: tuple[str, str]
     run_id: str
     epoch: int
@@ -91,8 +68,7 @@ class IntakeResult:
     """What one chunk gave, for the shell to send on and to store."""
 
     batches: dict[int, bytes]
-    tile_feed: str | None
-    watermark: int
+    tile_feeds: list[TileFeed]
     dead_letters: list[str]
     puts: dict[str, bytes] = field(default_factory=dict)
     removes: list[str] = field(default_factory=list)
@@ -140,10 +116,9 @@ class Intake:
         self.blob_number = 0
         self.forgotten = 0  # where the inputs that ended left :attr:`remembered_from`
         self.seen: dict[str, int] = {}
-        self.pairs: dict[int, set[str]] = {}
         # Which keys a stored blob holds, so that it can be forgotten whole.
         self._seen_blobs: dict[str, tuple[int, list[str]]] = {}
-        self._pair_blobs: dict[str, int] = {}
+        self.tiles = None if config.tiles is None else TileFeeder(config.tiles)
 
     # ------------------------------------------------------------------------------------------ state
 
@@ -181,17 +156,17 @@ class Intake:
         self.first_read_at, self.forgotten = stored["first_read_at"], stored["forgotten"]
         if self.run_id != self.config.run_id:
             self.run_id, self.base, self.first_read_at = self.config.run_id, self.counts.as_dict(), None
-        ordered = sorted((int(name.split(":")[-1]), name, blob) for name, blob in blobs)
-        for _, name, blob in ordered:
+        tiles: list[tuple[str, bytes]] = []
+        for name, blob in sorted(blobs, key=_stored_at):
             if name.startswith("d:"):
                 times, keys = orjson.loads(blob)
                 for key, time in zip(keys, times, strict=True):
                     self.seen[key] = max(time, self.seen.get(key, time))
                 self._seen_blobs[name] = (max(times), keys)
             else:
-                day = int(name.split(":")[1])
-                self.pairs.setdefault(day, set()).update(orjson.loads(blob))
-                self._pair_blobs[name] = day
+                tiles.append((name, blob))
+        if self.tiles is not None:
+            self.tiles.restore(tiles)
 
     def ledger_fields(self) -> dict[str, bytes | int]:
         """The fields of the ledger's hash: counts over the state's life, and as they stood when this run began."""
@@ -224,14 +199,19 @@ class Intake:
         if self.first_read_at is None and chunk.lines:
             self.first_read_at = now
         config, counts, newest, seen = self.config, self.counts, self.newest, self.seen
-        lag, horizon, shards = config.out_of_orderness, config.dedup_horizon, config.shards
+        lag, horizon, shards, with_tiles = (
+            config.out_of_orderness,
+            config.dedup_horizon,
+            config.shards,
+            self.tiles is not None,
+        )
         letters: list[str] = []
         events: list[list[list[Any]]] = [[] for _ in range(shards)]
         raws: list[list[bytes]] = [[] for _ in range(shards)]
-        feed: list[tuple[str, str, str, float, int, int]] = []
+        feed: list[Fed] = []
+        cuts: list[tuple[int, int]] = []
         new_times: list[int] = []
         new_keys: list[str] = []
-        new_pairs: dict[int, list[str]] = {}
         self.ended = False
 
         lines = iter(chunk.lines)
@@ -273,26 +253,23 @@ class Intake:
                 shard = shard_of(user_id, shards) if shards > 1 else 0
                 events[shard].append([*event, source_number, position])
                 raws[shard].append(line)
-                if config.tiles:
+                if with_tiles:
                     if behind > lag:
                         counts.tile_late += 1
-                        continue
-                    day = time - time % DAY
-                    pair = f"{len(user_id)}:{user_id}{item_id}"
-                    known = self.pairs.get(day)
-                    if known is None:
-                        known = self.pairs[day] = set()
-                    if pair in known:
-                        first_of_day = 0
                     else:
-                        known.add(pair)
-                        new_pairs.setdefault(day, []).append(pair)
-                        first_of_day = 1
-                    feed.append((user_id, item_id, kind, value, time, first_of_day))
+                        feed.append(Fed(user_id, item_id, kind, value, time))
+                        if len(feed) % PIECE == 0:
+                            cuts.append((len(feed), self.watermark))
 
         watermark = self.watermark
-        result = IntakeResult({}, _tile_feed(feed) if feed else None, watermark, letters)
-        self._remember(result, new_times, new_keys, new_pairs)
+        result = IntakeResult({}, [], letters)
+        if new_keys:
+            result.puts[name := f"d:{self.blob_number}"] = orjson.dumps([new_times, new_keys])
+            self._seen_blobs[name] = (max(new_times), new_keys)
+        if self.tiles is not None and feed:
+            if len(feed) % PIECE:
+                cuts.append((len(feed), watermark))
+            result.tile_feeds = self.tiles.feed(feed, cuts, self.blob_number, result.puts)
         if chunk.ended:
             # The next input is another log: its files are judged by their own times.
             self.ended = True
@@ -310,6 +287,11 @@ class Intake:
                 )
                 result.batches[shard] = batch.encode()
         self._forget(result, watermark)
+        if self.tiles is not None:
+            self.tiles.forget(
+                watermark, ended=chunk.ended, number=self.blob_number, puts=result.puts, removes=result.removes
+            )
+        self.blob_number += 1
         return result
 
     def _letter(self, reason: str, message: str, source: str, position: int, line: bytes) -> str:
@@ -318,41 +300,17 @@ class Intake:
     def position(self, source: str, position: int) -> Mapping[str, object]:
         return dict(zip(self.config.position_names, (source, position), strict=True))
 
-    def _remember(
-        self, result: IntakeResult, times: list[int], keys: list[str], pairs: Mapping[int, list[str]]
-    ) -> None:
-        if keys:
-            name = f"d:{self.blob_number}"
-            result.puts[name] = orjson.dumps([times, keys])
-            self._seen_blobs[name] = (max(times), keys)
-        for day, names in pairs.items():
-            name = f"p:{day}:{self.blob_number}"
-            result.puts[name] = orjson.dumps(names)
-            self._pair_blobs[name] = day
-        self.blob_number += 1
-
     def _forget(self, result: IntakeResult, watermark: int) -> None:
-        """Drops what no later event can meet, so the state is bounded by the horizon and by two days."""
+        """Drops the event ids that no later event can meet, so their state is bounded by the horizon."""
         oldest = watermark - self.config.dedup_horizon
         for name in [n for n, (newest, _) in self._seen_blobs.items() if newest < oldest]:
             for key in self._seen_blobs.pop(name)[1]:
                 if self.seen.get(key, oldest) < oldest:
                     del self.seen[key]
             result.removes.append(name)
-        for day in [d for d in self.pairs if d + DAY < watermark]:
-            del self.pairs[day]
-        for name in [n for n, day in self._pair_blobs.items() if day + DAY < watermark]:
-            del self._pair_blobs[name]
-            result.removes.append(name)
 
 
-def _tile_feed(feed: list[tuple[str, str, str, float, int, int]]) -> str:
-    """Joins accepted events for SQL; escapes ids only where one holds a separator."""
-    text = _joined(feed)
-    if text.count(UNIT) == 5 * len(feed) and text.count(RECORD) == len(feed) - 1 and ESCAPE not in text:
-        return text
-    return _joined([(escape(u), escape(i), escape(k), v, t, d) for u, i, k, v, t, d in feed])
-
-
-def _joined(feed: list[tuple[str, str, str, float, int, int]]) -> str:
-    return RECORD.join([f"{u}{UNIT}{i}{UNIT}{k}{UNIT}{v}{UNIT}{t}{UNIT}{d}" for u, i, k, v, t, d in feed])
+def _stored_at(blob: tuple[str, bytes]) -> tuple[int, ...]:
+    """When a blob was stored: all but the kind in its name is numbers, the last ones by the order of writing."""
+    kind, *numbers = blob[0].split(":")
+    return tuple(map(int, numbers[1:] if kind == "p" else numbers))

@@ -10,8 +10,6 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -19,9 +17,9 @@ import redis
 
 from serving.connection import connect, without_password
 from serving.schema import Field, Keys, encode_tile, encode_vector, script, sharded, tile_field, version
-from udfs.intake import RECORD, UNIT, unescape
 from udfs.learner import Learner
 from udfs.models import ITEM, USER
+from udfs.tilefeed import RECORD, UNIT, total, unescape
 
 # Entities a script call: Redis serves nobody else during one, about 1 ms.
 _PER_CALL: Final = 500
@@ -94,7 +92,7 @@ class Publisher:
         while the next is packed, which takes as long.
         """
         pool, digest = self._redis.connection_pool, self._digests[name]
-        connection = pool.get_connection("EVALSHA")
+        connection = pool.get_connection()
         try:
             connection.send_command("SCRIPT", "LOAD", script(name))  # a restarted server has forgotten it
             for start in range(0, len(entities), _PER_CALL):
@@ -215,17 +213,6 @@ def _header(learner: Learner, shards: int, epoch: int) -> list[bytes | str | int
     return [Field.VERSION, version(epoch, learner.batch_number), len(pairs) // 2, *pairs]
 
 
-@lru_cache(maxsize=100_000)
-def _millis(text: str) -> int:
-    """A time as SQL writes it, in UTC. Few windows are open at once, so most texts come again.
-
-    >>> _millis("2024-01-01 00:05:00.000")
-    1704067500000
-    """
-    delta = datetime.fromisoformat(text) - datetime(1970, 1, 1)
-    return delta.days * 86_400_000 + delta.seconds * 1_000 + delta.microseconds // 1_000
-
-
 def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str], part: int) -> list[Entity]:
     """The Redis writes for gathered windows.
 
@@ -233,21 +220,21 @@ def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str]
     ----------
     results
         Strings of records joined by :data:`RECORD`, as the topology's SQL gathers them: family, span (or
-        ``session``), id, start, end, events, sum, distinct, then the counts by type in the order of
-        ``event_types``; joined by :data:`UNIT`.
+        ``session``), id, start, end, events, both limbs of the sum, distinct, then the counts by type in the order
+        of ``event_types``; joined by :data:`UNIT`. Times are milliseconds.
     """
     tiles: dict[str, list[bytes | str | int]] = {}
     counts: dict[str, int] = {}
     sessions: dict[str, tuple[int, bytes]] = {}
     for text in results:
         for record in text.split(RECORD):
-            family, span, raw_id, start, end, events, total, distinct, *types = record.split(UNIT)
+            family, span, raw_id, start, end, events, high, low, distinct, *types = record.split(UNIT)
             entity_id = unescape(raw_id)
             key = keys.user(entity_id) if family == USER else keys.item(entity_id)
             tile = tiles.setdefault(key, [])
-            began, ended = _millis(start), _millis(end)
-            n, summed, met = int(events), float(total), int(distinct)
+            began, n, summed, met = int(start), int(events), total(int(high), int(low)), int(distinct)
             if span == "session":
+                ended = int(end)
                 if ended >= sessions.get(key, (0, b""))[0]:
                     session = {"n": n, "sum": summed, "distinct": met, "start": began, "end": ended}
                     sessions[key] = (ended, orjson.dumps(session))

@@ -19,7 +19,7 @@ from flink_jobs.settings import SettingsError
 from serving import Client
 from serving.connection import connect
 from tests.flink.harness import balanced, dead_letters, lines_of, run_job, stored_rows, write_lines
-from udfs.intake import DAY
+from udfs.tilefeed import DAY
 
 MODEL = {"model.n_factors": 4, "model.seed": 3}
 
@@ -156,6 +156,18 @@ def assert_tiles_equal(client: Client, events: list[dict[str, Any]]) -> None:
             day = mine[-1]["timestamp"] - mine[-1]["timestamp"] % DAY
             met = {e[f"{other}_id"] for e in mine if day <= e["timestamp"] < day + DAY}
             assert state.tiles["1d"][day].distinct == len(met)
+            if family == "user":
+                assert_last_session_equal(state.session, mine)
+
+
+def assert_last_session_equal(session: Any, mine: list[dict[str, Any]]) -> None:
+    """A user's last session against the events from the last pause on."""
+    events = sorted(mine, key=lambda e: e["timestamp"])
+    pauses = [n for n in range(1, len(events)) if events[n]["timestamp"] - events[n - 1]["timestamp"] > 1_800_000]
+    last = events[pauses[-1] if pauses else 0 :]
+    assert session is not None
+    assert (session.start, session.end) == (last[0]["timestamp"], last[-1]["timestamp"])
+    assert (session.events, session.distinct) == (len(last), len({e["item_id"] for e in last}))
 
 
 def ended(event: dict[str, Any], size: int) -> int:

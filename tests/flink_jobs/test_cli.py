@@ -46,8 +46,8 @@ def fill(url: str, prefix: str = "freshet") -> None:
     events = [[T0 + n, "", user, item, "rating", y, 0, n] for n, (user, item, y) in enumerate(log)]
     list(learner.process(Batch(None, False, ["log"], events, b"{}\n{}\n{}\n{}")))
     publish(publisher, learner)
-    tile = ["user", "5m", "ann", "2024-01-01 00:00:00.000", "2024-01-01 00:05:00.000", "2", "6.0", "2", "2"]
-    session = ["user", "session", "ann", "2024-01-01 00:00:01.000", "2024-01-01 00:00:09.000", "2", "6.0", "2"]
+    tile = ["user", "5m", "ann", "1704067200000", "1704067500000", "2", "0", "6000000", "2", "2"]
+    session = ["user", "session", "ann", "1704067201000", "1704067209000", "2", "0", "6000000", "2"]
     for record in (tile, session):
         publisher.tiles(tile_entities(["\x1f".join(record)], publisher.keys, ["rating"], 0), {})
     publisher._redis.hset(f"{prefix}:item:tea", "catalogue", b'{"item_id":"tea","title":"Green tea"}')

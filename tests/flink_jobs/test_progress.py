@@ -35,7 +35,7 @@ class Job:
     def _start(self) -> None:
         self.run_id = f"7-{self.number}"
         config = IntakeConfig(
-            EventFormat(), self.shards, True, True, 5_000, 20_000, False, ("file", "line"), self.run_id, 7
+            EventFormat(), self.shards, True, True, 5_000, 20_000, None, ("file", "line"), self.run_id, 7
         )
         self.intake = Intake(config)
         self.learners = [Learner(LearnerConfig(run_id=self.run_id), build("baseline", {})) for _ in range(self.shards)]

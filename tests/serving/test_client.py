@@ -120,9 +120,7 @@ def test_an_unknown_user_gets_what_is_popular_now(redis_url: str, client: Client
 def test_a_user_with_tiles_only_is_not_known(redis_url: str, client: Client) -> None:
     world = World(redis_url)
     world.learn([("ann", "tea", 5.0)])
-    record = "\x1f".join(
-        ["user", "5m", "new", "2024-01-01 00:00:00.000", "2024-01-01 00:05:00.000", "2", "3.0", "1", "2"]
-    )
+    record = "\x1f".join(["user", "5m", "new", "1704067200000", "1704067500000", "2", "0", "3000000", "1", "2"])
     world.publisher.tiles(tile_entities([record], world.publisher.keys, ["view"], 0), {})
     state = client.user("new")
     assert state is not None and state.learned is None and state.shard is None

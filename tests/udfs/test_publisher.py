@@ -6,16 +6,15 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
 
 from serving.schema import Field, decode_tiles, decode_vector, version
 from tests.shells import publish
 from udfs.batch import Batch
-from udfs.intake import RECORD, UNIT, escape
 from udfs.learner import Learned, Learner, LearnerConfig, build
 from udfs.publisher import Publisher, PublishError, tile_entities
+from udfs.tilefeed import RECORD, UNIT, escape
 
 T0 = 1_700_000_000_000
 EPOCH = 7
@@ -163,13 +162,9 @@ def test_nothing_learned_writes_the_header_only(publisher: Publisher, redis_conn
 # --------------------------------------------------------------------------------------------- tiles
 
 
-def text(millis: int) -> str:
-    return str(np.datetime64(millis, "ms")).replace("T", " ")
-
-
 def tile(family: str, span: str, entity_id: str, start: int, n: int = 1, types: tuple[int, ...] = (1,)) -> str:
     length = {"5m": 300_000, "1h": HOUR, "session": 60_000}[span]
-    fields = [family, span, escape(entity_id), text(start), text(start + length), str(n), f"{n * 2.5:.6f}", "1"]
+    fields = [family, span, escape(entity_id), str(start), str(start + length), str(n), "0", str(n * 2_500_000), "1"]
     return UNIT.join([*fields, *(str(count) for count in types)] if span != "session" else fields)
 
 

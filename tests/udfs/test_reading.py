@@ -291,7 +291,7 @@ def test_a_rate_gives_no_more_than_its_time_allows() -> None:
 
 def test_shares_are_as_stated() -> None:
     config = GeneratorConfig(malformed=0.05, duplicates=0.03, late=0.04)
-    intake = Intake(IntakeConfig(EventFormat(), 1, True, True, 5_000, 3_600_000, False, (SOURCE, "index"), "run", 1))
+    intake = Intake(IntakeConfig(EventFormat(), 1, True, True, 5_000, 3_600_000, None, (SOURCE, "index"), "run", 1))
     generator = Generator(config)
     for number in range(20):
         lines = generator.block(number)

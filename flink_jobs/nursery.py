@@ -1,0 +1,122 @@
+"""Python workers of a local run, forked from one process that has imported what they need.
+
+Each Python operator has a worker process of its own, and each worker takes more than a second of CPU to import
+Beam, PyFlink and River. Here that is paid once, while the JVM starts; a worker is then there in milliseconds,
+also when it takes the place of one that died, and shares the memory of what was imported.
+
+Flink starts a worker by a Python executable of our choice: a script that sends to the nursery what it was called
+with, and waits. Anything else it is called for goes to Python itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from flink_jobs import attach
+
+_BOOT: Final = "pyflink.fn_execution.beam.beam_boot"
+_PRELOADED: Final = ("pyflink.fn_execution.beam.beam_sdk_worker_main", "udfs.functions")
+
+_LAUNCHER: Final = """#!/bin/sh
+# Stands in for Python where Flink starts a worker.
+if [ "$2" = {boot} ]; then exec {python} -I -S {attach} {address} "$@"; fi
+exec {python} "$@"
+"""
+
+
+@contextlib.contextmanager
+def nursery() -> Iterator[Path]:
+    """Starts a nursery, and gives the executable for ``python.executable``. Both end with the block."""
+    with tempfile.TemporaryDirectory(prefix="freshet-") as name:
+        folder = Path(name)
+        address, launcher = folder / "socket", folder / "python"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            # Bound before anyone can ask: who comes while it imports waits in the queue.
+            listener.bind(str(address))
+            listener.listen(128)
+            words = {"boot": _BOOT, "python": sys.executable, "attach": attach.__file__, "address": str(address)}
+            launcher.write_text(_LAUNCHER.format(**{key: shlex.quote(word) for key, word in words.items()}))
+            launcher.chmod(0o700)
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__, str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
+            )
+        try:
+            yield launcher
+        finally:
+            # It ends when its input does, also where this process is killed.
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
+
+
+def _serve(listener: socket.socket) -> socket.socket | None:
+    """Forks a worker for each that asks. Returns in each of them, with what it was asked by; at the end, None."""
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    # The collector of a worker need not look at, and so copy, what is shared.
+    gc.collect()
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # workers are not waited for
+    while True:
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        if sys.stdin in ready:
+            return None
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            return connection
+        connection.close()
+
+
+def _work(connection: socket.socket) -> None:
+    """Takes up what the launcher was called with, and runs Flink's own start of a worker."""
+    size = int.from_bytes(_read(connection, 4), "big")
+    request = json.loads(_read(connection, size))
+    _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
+    for number, descriptor in enumerate(descriptors, start=1):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.path[:0] = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p not in sys.path]
+    sys.argv = request["argv"][1:]
+    runpy.run_module(_BOOT, run_name="__main__", alter_sys=True)
+    connection.sendall(b"\0")
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    body = b""
+    while len(body) < size:
+        part = connection.recv(size - len(body))
+        if not part:
+            raise EOFError("the launcher went away")
+        body += part
+    return body
+
+
+if __name__ == "__main__":
+    # Ctrl-C is for the command line, which then stops the job.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asked = _serve(socket.socket(fileno=int(sys.argv[1])))
+    if asked is not None:
+        with asked:
+            _work(asked)
