@@ -18,6 +18,20 @@ from serving.schema import span_ms
 _JAVA_VERSIONS: Final = (17, 21)
 _STOP_SECONDS: Final = 60.0
 
+_JVM: Final = (
+    # On few cores it leaves more of them to the windows than the default collector.
+    "-XX:+UseParallelGC",
+    # Sizes that spare it the full collections on the way there.
+    "-XX:MetaspaceSize=256m",
+    "-Xms1500m",
+    # Planning a job is much code that runs a few thousand times. Compiling that to the last takes longer than the
+    # rest of the start; what runs for every event comes to these numbers in a second.
+    "-XX:Tier4InvocationThreshold=30000",
+    "-XX:Tier4MinInvocationThreshold=10000",
+    "-XX:Tier4CompileThreshold=60000",
+    "-XX:Tier4BackEdgeThreshold=300000",
+)
+
 
 class JavaError(RuntimeError):
     """No Java that Flink runs on; the message says what would help."""
@@ -62,9 +76,7 @@ def prepare_process(logs: Path) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     os.environ["JAVA_HOME"] = find_java()
     os.environ["FLINK_LOG_DIR"] = str(logs)
-    # On few cores the parallel collector leaves more of them to the windows than the default one. The sizes spare
-    # it the full collections that growing to them would take.
-    os.environ.setdefault("JVM_ARGS", "-XX:+UseParallelGC -XX:MetaspaceSize=256m -Xms1500m")
+    os.environ.setdefault("JVM_ARGS", " ".join(_JVM))
     # Workers of their own: in one process with the command line they would share one interpreter lock.
     os.environ["_python_worker_execution_mode"] = "process"
     # A module in the user's folder must not shadow one that a worker imports.
