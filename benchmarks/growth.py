@@ -55,9 +55,7 @@ class Warm:
         """What the learner's operator does in Python for a batch, up to the bytes of the touched rows."""
         learner = self.learner
         for learned in learner.process(Batch.decode(blob)):
-            for family, row_ids in learned.touched.items():
-                for row_id in row_ids:
-                    learner.encode_row(family, row_id)
+            learner.encode(learned)
         learner.finished_batches()
         learner.header()
 

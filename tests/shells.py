@@ -6,14 +6,6 @@ from udfs.learner import Learned, Learner
 from udfs.publisher import Publisher, learned_entities
 
 
-def encoded(learner: Learner, learned: Learned) -> dict[str, dict[str, bytes]]:
-    """The touched rows as they are stored."""
-    return {
-        family: {row_id: learner.encode_row(family, row_id) for row_id in row_ids}
-        for family, row_ids in learned.touched.items()
-    }
-
-
 def publish(
     publisher: Publisher,
     learner: Learner,
@@ -24,5 +16,5 @@ def publish(
     epoch: int = 7,
 ) -> None:
     """Writes what was learned, or all that is known, to Redis."""
-    rows = encoded(learner, learned or learner.everything())
+    rows = learner.encode(learned or learner.everything())
     publisher.learned(*learned_entities(learner, rows, publisher.keys, shard, shards, epoch))

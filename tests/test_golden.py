@@ -102,9 +102,9 @@ def position_of(path: Path) -> bytes:
 
 def rows(learner: Learner) -> dict[str, bytes]:
     return {
-        f"{family}:{row_id}": learner.encode_row(family, row_id)
-        for family in ("user", "item")
-        for row_id in learner.rows[family]
+        f"{family}:{row_id}": blob
+        for family, of in learner.encode(learner.everything()).items()
+        for row_id, blob in zip(of.row_ids, of.blobs, strict=True)
     }
 
 
@@ -167,8 +167,9 @@ def test_a_row_is_documented_numbers(golden: dict[str, Any]) -> None:
     assert [int.from_bytes(blob[at : at + 8], "little") for at in (8, 16, 24)] == [2, T0 + 1, 2]
     bias, _, _, *factors = np.frombuffer(blob[40:80], "<f8").tolist()  # the bias, Adam's m and v of it, the factors
     learner = learned("biased_mf", ADAM)
-    assert learner.model.biases("user", ["ann"])[0] == pytest.approx(bias)
-    assert learner.model.vectors("user", ["ann"])[0].tolist() == pytest.approx(factors)
+    weights = learner.model.encode_rows("user", ["ann"])
+    assert learner.model.biases("user", weights)[0] == pytest.approx(bias)
+    assert learner.model.vectors("user", weights)[0].tolist() == pytest.approx(factors)
     assert blob[80:] == '["tea","\u00e9t\u00e9"]'.encode()
 
 

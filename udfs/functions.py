@@ -18,11 +18,12 @@ from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 from udfs.batch import Batch
 from udfs.chunk import Chunk
 from udfs.intake import Intake, IntakeConfig
-from udfs.learner import Learned, Learner, LearnerConfig
+from udfs.learner import Learner, LearnerConfig
 from udfs.models import RowModel
 from udfs.names import State
 from udfs.publisher import Publisher, learned_entities, tile_entities
 from udfs.reading import Feed
+from udfs.rows import EncodedRows
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
 
@@ -155,10 +156,10 @@ class LearnFunction(KeyedProcessFunction):
         batch = Batch.decode(value)
         number = learner.batch_number
         for learned in learner.process(batch):
-            encoded = _encoded(learner, learned)
+            encoded = learner.encode(learned)
             for family, rows in encoded.items():
-                for row_id, row in rows.items():
-                    self._rows.put(f"{family}:{row_id}", row)
+                for row_id, blob in zip(rows.row_ids, rows.blobs, strict=True):
+                    self._rows.put(f"{family}:{row_id}", blob)
             self._publish(key, learner, encoded)
             if learned.dead_letters:
                 yield DEAD_LETTERS, "\n".join(learned.dead_letters)
@@ -170,7 +171,7 @@ class LearnFunction(KeyedProcessFunction):
             self._waiting.put(number, waiting)
         self._header.update(learner.header())
 
-    def _publish(self, key: str, learner: Learner, encoded: dict[str, dict[str, bytes]]) -> None:
+    def _publish(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> None:
         shard = self._shard_of[key]
         self._publisher.learned(
             *learned_entities(learner, encoded, self._publisher.keys, shard, len(self._shard_of), self._epoch)
@@ -186,16 +187,8 @@ class LearnFunction(KeyedProcessFunction):
         known = self._publisher.published_version(self._shard_of[key])
         if known is None:
             # Redis was wiped: what it has lost comes back from the state.
-            self._publish(key, learner, _encoded(learner, learner.everything()))
+            self._publish(key, learner, learner.encode(learner.everything()))
         return learner
-
-
-def _encoded(learner: Learner, learned: Learned) -> dict[str, dict[str, bytes]]:
-    """The touched rows as they are stored, encoded once for the state and for Redis."""
-    return {
-        family: {row_id: learner.encode_row(family, row_id) for row_id in row_ids}
-        for family, row_ids in learned.touched.items()
-    }
 
 
 class PublishTilesFunction(ProcessFunction):

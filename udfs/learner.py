@@ -15,8 +15,6 @@ whatever the order of their arrival; it says which rows it touched; and it turns
 
 from __future__ import annotations
 
-import math
-import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,12 +28,11 @@ from udfs.batch import Batch
 from udfs.deadletters import dead_letter
 from udfs.metrics import Prequential, since, values
 from udfs.models import ITEM, USER, Diverged, RowModel, build
+from udfs.rows import EncodedRows, Rows
 
 LAYOUT: Final = 1
-ROW_LAYOUT: Final = 1
-_ROW: Final = struct.Struct("<BxxxIQqQd")  # layout, bytes of the model's part, count, updated_at, seq, popularity
 
-__all__ = ["Learned", "Learner", "LearnerConfig", "Row", "build"]
+__all__ = ["Learned", "Learner", "LearnerConfig", "build"]
 
 
 @dataclass(frozen=True)
@@ -67,21 +64,6 @@ class LearnerConfig:
     run_id: str = ""
 
 
-@dataclass(slots=True)
-class Row:
-    """What is known of a user or an item besides the model's weights.
-
-    ``popularity`` (items) is ``log2`` of the sum of ``2 ** (t / half_life)`` over its events: it orders items by
-    decayed popularity at any later moment. ``seen`` (users) holds the recent items, the newest last.
-    """
-
-    count: int = 0
-    updated_at: int = 0
-    seq: int = 0
-    popularity: float = -math.inf
-    seen: dict[str, None] = field(default_factory=dict)
-
-
 @dataclass
 class Learned:
     """What one group of interactions changed: ids by family."""
@@ -97,7 +79,7 @@ class Learner:
         self.config = config
         self.model = model
         self.scores = Prequential(config.metrics)
-        self.rows: dict[str, dict[str, Row]] = {family: {} for family in model.families}
+        self.rows = {family: Rows(family) for family in model.families}
         self.seq = 0
         self.learned = 0
         self.diverged = 0
@@ -168,66 +150,66 @@ class Learner:
 
     def _learn(self, events: list[list[Any]]) -> Learned:
         config, step = self.config, self.model.step
-        weights, default, half_life, seen_size = config.weights, config.default_weight, config.half_life, config.seen
-        users, items = self.rows[USER], self.rows[ITEM]
+        weights, default = config.weights, config.default_weight
+        learned: list[list[Any]] = []
         targets: list[float] = []
         predictions: list[float] = []
         letters: list[str] = []
-        seq = self.seq
         with np.errstate(all="ignore"):  # what overflows is found and rolled back
-            for time, _, user_id, item_id, kind, value, source, position, number, index in events:
-                y = value if kind == "rating" else weights.get(kind, default)
+            for event in events:
+                kind = event[4]
+                y = event[5] if kind == "rating" else weights.get(kind, default)
                 try:
-                    predictions.append(step(user_id, item_id, y))
+                    predictions.append(step(event[2], event[3], y))
                 except Diverged as verdict:
-                    letters.append(self._letter(str(verdict), source, position, number, index))
+                    letters.append(self._letter(str(verdict), event))
                     continue
                 targets.append(y)
-                seq += 1
-                user = users.get(user_id)
-                if user is None:
-                    user = users[user_id] = Row()
-                user.count += 1
-                user.seq = seq
-                if time > user.updated_at:
-                    user.updated_at = time
-                seen = user.seen
-                if item_id in seen:
-                    del seen[item_id]
-                elif len(seen) >= seen_size:
-                    del seen[next(iter(seen))]
-                seen[item_id] = None
-                item = items.get(item_id)
-                if item is None:
-                    item = items[item_id] = Row()
-                item.count += 1
-                item.seq = seq
-                if time > item.updated_at:
-                    item.updated_at = time
-                # log2(2 ** a + 2 ** b) without overflow
-                a, b = item.popularity, time / half_life
-                item.popularity = a + log2(1.0 + 2.0 ** (b - a)) if a > b else b + log2(1.0 + 2.0 ** (a - b))
+                learned.append(event)
         if config.clip is not None:
             low, high = config.clip
             predictions = [min(max(p, low), high) for p in predictions]
         self.scores.update(targets, predictions)
-        self.seq = seq
-        self.learned += len(targets)
+        touched = self._note(learned)
+        self.seq += len(learned)
+        self.learned += len(learned)
         self.diverged += len(letters)
         self.updated_at = max(self.updated_at, max(event[0] for event in events))
         self.latest = (events[-1][2], events[-1][3])
-        # A record that was rolled back may be the only one of its id.
-        touched = {
-            USER: [u for u in {e[2] for e in events} if u in users],
-            ITEM: [i for i in {e[3] for e in events} if i in items],
-        }
         return Learned(touched, letters)
+
+    def _note(self, events: list[list[Any]]) -> dict[str, list[str]]:
+        """Takes what was learned into the rows; returns the ids of these, each once."""
+        users, items, seen_size = self.rows[USER], self.rows[ITEM], self.config.seen
+        user_numbers = users.numbers([event[2] for event in events])
+        item_numbers = items.numbers([event[3] for event in events])
+        times = np.array([event[0] for event in events], dtype=np.int64)
+        users.count(user_numbers, times, self.seq + 1)
+        items.count(item_numbers, times, self.seq + 1)
+        popularity = items.popularity(item_numbers)
+        seens, item_ids, ages = users.seen, items.ids, (times / self.config.half_life).tolist()
+        for user, item, b in zip(user_numbers, item_numbers, ages, strict=True):
+            seen, item_id = seens[user], item_ids[item]
+            if item_id in seen:
+                del seen[item_id]
+            elif len(seen) >= seen_size:
+                del seen[next(iter(seen))]
+            seen[item_id] = None
+            # log2(2 ** a + 2 ** b) without overflow
+            a = popularity[item]
+            popularity[item] = a + log2(1.0 + 2.0 ** (b - a)) if a > b else b + log2(1.0 + 2.0 ** (a - b))
+        items.set_popularity(popularity)
+        return {
+            USER: [users.ids[number] for number in dict.fromkeys(user_numbers)],
+            ITEM: [item_ids[number] for number in popularity],
+        }
 
     def everything(self) -> Learned:
         """All rows, as if they had just been learned: to write them again into a Redis that lost them."""
         return Learned({family: list(rows) for family, rows in self.rows.items()}, [])
 
-    def _letter(self, message: str, source: int, position: int, number: int, index: int) -> str:
+    def _letter(self, message: str, event: list[Any]) -> str:
+        source, position, number, index = event[6:]
         _, sources, lines = self.batches[number]
         where = dict(zip(self.config.position_names, (sources[source], position), strict=True))
         return dead_letter("diverged", message, where, lines.split(b"\n")[index])
@@ -255,16 +237,13 @@ class Learner:
             }
         )
 
-    def encode_row(self, family: str, row_id: str) -> bytes:
-        """A row as it is stored: a fixed part, the model's weights, and what a user has seen, as JSON."""
-        row, weights = self.rows[family][row_id], self.model.encode_row(family, row_id)
-        head = _ROW.pack(ROW_LAYOUT, len(weights), row.count, row.updated_at, row.seq, row.popularity)
-        return head + weights + (orjson.dumps(list(row.seen)) if family == USER else b"")
+    def encode_rows(self, family: str, row_ids: Sequence[str]) -> EncodedRows:
+        """Rows as they are stored."""
+        return self.rows[family].encode(row_ids, self.model.encode_rows(family, row_ids))
 
-    @staticmethod
-    def seen_of(blob: bytes) -> bytes:
-        """A user's recent items in an encoded row: a JSON array, the newest last, the same in Redis."""
-        return blob[_ROW.size + _ROW.unpack_from(blob)[1] :]
+    def encode(self, learned: Learned) -> dict[str, EncodedRows]:
+        """The touched rows by family, encoded once for the state and for Redis."""
+        return {family: self.encode_rows(family, row_ids) for family, row_ids in learned.touched.items()}
 
     def restore(
         self,
@@ -297,7 +276,7 @@ class Learner:
         self.ended, self.updated_at = stored["ended"], stored["updated_at"]
         self.released, self.batch_number = stored["released"], stored["batch_number"]
         for family, row_id, blob in rows:
-            self._decode_row(family, row_id, blob)
+            self.model.decode_row(family, row_id, self.rows[family].restore(row_id, blob))
         for number, blob in sorted(batches):
             batch = Batch.decode(blob)
             fresh = [
@@ -310,14 +289,6 @@ class Learner:
         self.waiting.sort()
         if self.run_id != self.config.run_id:
             self.run_id, self.base, self.carried = self.config.run_id, self._counts(), len(self.waiting)
-
-    def _decode_row(self, family: str, row_id: str, blob: bytes) -> None:
-        layout, size, count, updated_at, seq, popularity = _ROW.unpack_from(blob)
-        if layout != ROW_LAYOUT:
-            raise ValueError(f"the row of {family} {row_id!r} has layout {layout}, this freshet reads {ROW_LAYOUT}")
-        self.model.decode_row(family, row_id, blob[_ROW.size : _ROW.size + size])
-        seen = orjson.loads(blob[_ROW.size + size :]) if family == USER else ()
-        self.rows[family][row_id] = Row(count, updated_at, seq, popularity, dict.fromkeys(seen))
 
     def summary(self) -> dict[str, Any]:
         """What readers of the header see, in plain values."""

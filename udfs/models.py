@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import inspect
 import math
-import struct
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -58,10 +57,11 @@ class RowModel(Protocol):
 
     def restore_header(self, blob: bytes) -> None: ...
 
-    def encode_row(self, family: str, row_id: str) -> bytes: ...
+    def encode_rows(self, family: str, row_ids: Sequence[str]) -> Array:
+        """All that the model keeps of rows, as little-endian doubles: shape ``(len(row_ids), any)``, contiguous."""
 
     def decode_row(self, family: str, row_id: str, blob: bytes) -> None:
-        """Puts a row that :meth:`encode_row` gave into the model.
+        """Puts the bytes of a row that :meth:`encode_rows` gave into the model.
 
         Raises
         ------
@@ -69,10 +69,11 @@ class RowModel(Protocol):
             If the bytes do not fit the model's layout.
         """
 
-    def biases(self, family: str, row_ids: Sequence[str]) -> list[float]: ...
+    def biases(self, family: str, rows: Array) -> Array:
+        """The biases in rows that :meth:`encode_rows` gave: shape ``(len(rows),)``."""
 
-    def vectors(self, family: str, row_ids: Sequence[str]) -> Array:
-        """Shape ``(len(row_ids), n_factors)``."""
+    def vectors(self, family: str, rows: Array) -> Array:
+        """The vectors in rows that :meth:`encode_rows` gave: shape ``(len(rows), n_factors)``."""
 
     def global_mean(self) -> float: ...
 
@@ -318,6 +319,10 @@ class RiverRanker:
         self._known = {f: self._columns[f][0][0] for f in self.families}
         self._widths = {f: [self.n_factors if vector else 1 for _, vector in c] for f, c in self._columns.items()}
         self._sizes = {f: 8 * sum(w) for f, w in self._widths.items()}
+        self._bias_at = {f: 0 if columns and not columns[0][1] else None for f, columns in self._columns.items()}
+        self._vector_at = {
+            f: sum(1 for _, is_vector in columns if not is_vector) for f, columns in self._columns.items()
+        }
         self._uncounted = 0  # steps that River's optimisers have not counted yet
         if self._is_plain():
             model = self.model
@@ -528,13 +533,15 @@ class RiverRanker:
             _decode_generator(generator, state)
         self._draws.mark()
 
-    def encode_row(self, family: str, row_id: str) -> bytes:
-        return b"".join(
-            [
-                place[row_id].tobytes() if is_vector else struct.pack("<d", place[row_id])
-                for place, is_vector in self._columns[family]
-            ]
-        )
+    def encode_rows(self, family: str, row_ids: Sequence[str]) -> Array:
+        rows, at = np.empty((len(row_ids), sum(self._widths[family])), dtype="<f8"), 0
+        for (place, is_vector), width in zip(self._columns[family], self._widths[family], strict=True):
+            numbers = list(map(place.__getitem__, row_ids))
+            # Joining arrays as bytes takes half the time of numpy's own ways, which look at each.
+            columns = np.frombuffer(b"".join(numbers), dtype="<f8") if is_vector else np.array(numbers, dtype="<f8")
+            rows[:, at : at + width] = columns.reshape(len(row_ids), width)
+            at += width
+        return rows
 
     def decode_row(self, family: str, row_id: str, blob: bytes) -> None:
         if len(blob) != self._sizes[family]:
@@ -548,18 +555,13 @@ class RiverRanker:
             place[row_id] = values[at : at + width] if is_vector else float(values[at])
             at += width
 
-    def biases(self, family: str, row_ids: Sequence[str]) -> list[float]:
-        rows = self._user_rows if family == USER else self._item_rows
-        if not rows.scalars:
-            return [0.0] * len(row_ids)
-        place = rows.scalars[0]
-        return [float(place[row_id]) for row_id in row_ids]
+    def biases(self, family: str, rows: Array) -> Array:
+        at = self._bias_at[family]
+        return np.zeros(len(rows)) if at is None else rows[:, at]
 
-    def vectors(self, family: str, row_ids: Sequence[str]) -> Array:
-        if not self.n_factors:
-            return np.empty((len(row_ids), 0))
-        place = (self._user_rows if family == USER else self._item_rows).arrays[0]
-        return np.array([place[row_id] for row_id in row_ids])
+    def vectors(self, family: str, rows: Array) -> Array:
+        at = self._vector_at[family]
+        return rows[:, at : at + self.n_factors]
 
     def global_mean(self) -> float:
         return 0.0 if self._mean is None else float(self._mean.get())

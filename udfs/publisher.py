@@ -19,6 +19,7 @@ from serving.connection import connect, without_password
 from serving.schema import Field, Keys, encode_tile, encode_vector, script, sharded, tile_field, version
 from udfs.learner import Learner
 from udfs.models import ITEM, USER
+from udfs.rows import EncodedRows
 from udfs.tilefeed import RECORD, UNIT, total, unescape
 
 # Entities a script call: Redis serves nobody else during one, about 1 ms.
@@ -148,14 +149,14 @@ class Publisher:
 
 
 def learned_entities(
-    learner: Learner, encoded: Mapping[str, Mapping[str, bytes]], keys: Keys, shard: int, shards: int, epoch: int
+    learner: Learner, encoded: Mapping[str, EncodedRows], keys: Keys, shard: int, shards: int, epoch: int
 ) -> tuple[list[Entity], dict[str, dict[str, int]]]:
     """The Redis writes for what a group changed: its users, its items and the shard's header.
 
     Parameters
     ----------
     encoded
-        The touched rows by family and id, as they are stored.
+        The touched rows by family, as they are stored.
 
     Returns
     -------
@@ -164,32 +165,31 @@ def learned_entities(
     entities: list[Entity] = []
     model, width = learner.model, 4 * learner.model.n_factors
     for family, key_of, of_shard in ((USER, keys.user, 1), (ITEM, keys.item, shards)):
-        row_ids, rows = list(encoded[family]), learner.rows[family]
-        version_name, count, updated_at, bias_name, vector_name, popularity = (
+        rows = encoded[family]
+        version_name, count_name, updated_name, bias_name, vector_name, popularity_name = (
             sharded(name, shard, of_shard)
             for name in (
                 Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR, Field.POPULARITY
             )
         )  # fmt: skip
-        vectors = encode_vector(model.vectors(family, row_ids))
+        vectors = encode_vector(model.vectors(family, rows.weights))
         pairs = 5 + bool(width) if family == USER else 4 + bool(width)
-        at = 0
-        for row_id, bias in zip(row_ids, model.biases(family, row_ids), strict=True):
-            row = rows[row_id]
+        biases = model.biases(family, rows.weights).tolist()
+        for at, (row_id, head, bias) in enumerate(zip(rows.row_ids, rows.heads.tolist(), biases, strict=True)):
+            _, _, count, updated_at, seq, popularity = head
             entity: list[bytes | str | int] = [
-                version_name, version(epoch, row.seq), pairs,
-                count, row.count, updated_at, row.updated_at, bias_name, repr(bias),
+                version_name, version(epoch, seq), pairs,
+                count_name, count, updated_name, updated_at, bias_name, repr(bias),
             ]  # fmt: skip
             if width:
-                entity += (vector_name, vectors[at : at + width])
-                at += width
+                entity += (vector_name, vectors[at * width : at * width + width])
             if family == USER:
-                entity += (Field.SHARD, shard, Field.SEEN, learner.seen_of(encoded[family][row_id]))
+                entity += (Field.SHARD, shard, Field.SEEN, rows.seen[at])
             else:
-                entity += (popularity, repr(row.popularity))
+                entity += (popularity_name, repr(popularity))
             entities.append((key_of(row_id), entity))
     entities.append((keys.model(shard), _header(learner, shards, epoch)))
-    items = {item_id: learner.rows[ITEM][item_id].seq for item_id in encoded[ITEM]}
+    items = dict(zip(encoded[ITEM].row_ids, encoded[ITEM].heads["seq"].tolist(), strict=True))
     return entities, {keys.items(shard): items} if items else {}
 
 

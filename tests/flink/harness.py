@@ -32,10 +32,11 @@ class NotedModel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def encode_row(self, family: str, row_id: str) -> bytes:
-        blob = self._model.encode_row(family, row_id)
-        self._file.write(orjson.dumps([family, row_id, blob.hex()]) + b"\n")
-        return blob
+    def encode_rows(self, family: str, row_ids: Sequence[str]) -> Any:
+        rows = self._model.encode_rows(family, row_ids)
+        for row_id, row in zip(row_ids, rows, strict=True):
+            self._file.write(orjson.dumps([family, row_id, row.tobytes().hex()]) + b"\n")
+        return rows
 
 
 def noted(model: Callable[[], RiverRanker], folder: str) -> RowModel:

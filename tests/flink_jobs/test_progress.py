@@ -51,7 +51,11 @@ class Job:
 
     @staticmethod
     def _rows(learner: Learner) -> list[tuple[str, str, bytes]]:
-        return [(f, i, learner.encode_row(f, i)) for f, rows in learner.rows.items() for i in rows]
+        return [
+            (family, row_id, blob)
+            for family, of in learner.encode(learner.everything()).items()
+            for row_id, blob in zip(of.row_ids, of.blobs, strict=True)
+        ]
 
     @staticmethod
     def _waiting(learner: Learner) -> list[tuple[int, bytes]]:

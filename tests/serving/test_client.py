@@ -11,7 +11,7 @@ import pytest
 
 from serving import Client, Session, Unreachable
 from serving.schema import Field, Keys
-from tests.shells import encoded, publish
+from tests.shells import publish
 from udfs.batch import Batch
 from udfs.intake import shard_of
 from udfs.learner import Learner, LearnerConfig, build
@@ -135,7 +135,7 @@ def test_similar_items_are_those_of_the_highest_cosine(redis_url: str, client: C
     for item in ("i0", "i13"):
         learner = max(world.learners, key=lambda learner: learner.rows["item"][item].count)
         ids = list(learner.rows["item"])
-        vectors = learner.model.vectors("item", ids)
+        vectors = learner.model.vectors("item", learner.model.encode_rows("item", ids))
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         cosines = dict(zip(ids, (vectors @ vectors[ids.index(item)]).tolist(), strict=True))
         del cosines[item]
@@ -174,7 +174,8 @@ def test_states_are_what_was_learned(redis_url: str, client: Client, redis_conne
     assert user is not None and user.shard == shard and user.learned is not None
     assert user.learned.count == learner.rows["user"]["u4"].count
     assert user.learned.updated_at == learner.rows["user"]["u4"].updated_at
-    assert user.learned.vector.tolist() == learner.model.vectors("user", ["u4"])[0].astype("f4").tolist()
+    [vector] = learner.model.vectors("user", learner.model.encode_rows("user", ["u4"]))
+    assert user.learned.vector.tolist() == vector.astype("f4").tolist()
     assert list(user.seen) == list(learner.rows["user"]["u4"].seen) and user.session is None
     item = client.item("i1")
     assert item is not None and item.catalogue == {"item_id": "i1", "title": "Tea"}
@@ -255,7 +256,7 @@ def test_a_client_that_came_before_the_header_finds_the_items_later(redis_url: s
     rows = [[T0, "", "ann", item, "rating", 3.0, 0, 1] for item in ("tea", "rum")]
     list(learner.process(Batch(None, False, ["log"], rows, b"{}\n{}")))
     entities, items = learned_entities(
-        learner, encoded(learner, learner.everything()), Keys("w"), shard_of("ann", 2), 2, EPOCH
+        learner, learner.encode(learner.everything()), Keys("w"), shard_of("ann", 2), 2, EPOCH
     )
     client._redis.delete("w:model:0", "w:model:1")
     world.publisher.learned(entities[:-1], items)  # Redis answers readers between the parts of a write

@@ -74,7 +74,7 @@ def stored(model: RiverRanker) -> tuple[bytes, dict[tuple[str, str], bytes]]:
     """All that a model keeps: its header and its rows."""
     tables = {"user": TABLES[model.name][0], "item": TABLES[model.name][1]}
     rows = {
-        (family, row_id): model.encode_row(family, row_id)
+        (family, row_id): model.encode_rows(family, [row_id]).tobytes()
         for family, name in tables.items()
         for row_id in getattr(model.model, name)
     }

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from river import metrics
 
-from tests.shells import encoded
 from tests.udfs.cases import CASES, made, ratings, river, stored, weights
 from udfs.batch import Batch
 from udfs.learner import Learned, Learner, LearnerConfig, build
@@ -64,8 +63,8 @@ class Host:
             self.waiting[number] = blob
         for learned in self.learner.process(element):
             self.learned.append(learned)
-            for family, rows in encoded(self.learner, learned).items():
-                self.rows |= {(family, row_id): row for row_id, row in rows.items()}
+            for family, rows in self.learner.encode(learned).items():
+                self.rows |= {(family, row_id): blob for row_id, blob in zip(rows.row_ids, rows.blobs, strict=True)}
         for finished in self.learner.finished_batches():
             self.waiting.pop(finished, None)
         self.header = self.learner.header()

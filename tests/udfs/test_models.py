@@ -150,8 +150,8 @@ class TestContract:
         for rating in ratings(100):
             model.step(*rating)
         before = stored(model)
-        model.vectors("user", ["u0", "u1"])
-        model.biases("item", ["i0"])
+        model.vectors("user", model.encode_rows("user", ["u0", "u1"]))
+        model.biases("item", model.encode_rows("item", ["i0"]))
         model.global_mean()
         assert stored(model) == before
 
@@ -160,14 +160,16 @@ class TestContract:
         for rating in ratings(200):
             model.step(*rating)
         for user, item in (("u0", "i0"), ("u3", "i2")):
-            [u], [i] = model.vectors("user", [user]), model.vectors("item", [item])
+            users, items = model.encode_rows("user", [user]), model.encode_rows("item", [item])
+            [u], [i] = model.vectors("user", users), model.vectors("item", items)
             assert u.shape == i.shape == (MATRIX[kind],) == (model.n_factors,)
-            computed = model.global_mean() + model.biases("user", [user])[0] + model.biases("item", [item])[0] + u @ i
+            computed = model.global_mean() + model.biases("user", users)[0] + model.biases("item", items)[0] + u @ i
             assert math.isclose(computed, model.model.predict_one(user, item), rel_tol=1e-12)
 
     def test_no_ids_give_no_rows(self, kind: str, optimizer: str) -> None:
         model = made(kind, optimizer)
-        assert model.biases("user", []) == [] and len(model.vectors("user", [])) == 0
+        rows = model.encode_rows("user", [])
+        assert len(rows) == len(model.biases("user", rows)) == len(model.vectors("user", rows)) == 0
 
     def test_any_text_is_an_id(self, kind: str, optimizer: str) -> None:
         model = made(kind, optimizer)
@@ -212,7 +214,7 @@ def test_other_factors_are_refused() -> None:
         build("biased_mf", {"n_factors": 5}).restore_header(model.header())
     model.step("u", "i", 1.0)
     with pytest.raises(ValueError, match=r"user 'u' has 40 bytes.*n_factors = 5.*48"):
-        build("biased_mf", {"n_factors": 5}).decode_row("user", "u", model.encode_row("user", "u"))
+        build("biased_mf", {"n_factors": 5}).decode_row("user", "u", model.encode_rows("user", ["u"]).tobytes())
 
 
 def test_another_optimizer_is_refused() -> None:

@@ -46,8 +46,9 @@ def test_every_field_of_a_user_and_an_item(publisher: Publisher, redis_connectio
     assert (user[b"count"], user[b"updated_at"], user[b"shard"]) == (b"2", str(T0 + 1).encode(), b"0")
     assert user[b"version"] == version(EPOCH, 2)
     assert orjson.loads(user[b"seen"]) == ["tea", "rum"]
-    assert float(user[b"bias"]) == learner.model.biases("user", ["ann"])[0]
-    expected = learner.model.vectors("user", ["ann"])[0].astype("f4")
+    weights = learner.model.encode_rows("user", ["ann"])
+    assert float(user[b"bias"]) == learner.model.biases("user", weights)[0]
+    expected = learner.model.vectors("user", weights)[0].astype("f4")
     assert decode_vector(user[b"vector"]).tolist() == expected.tolist()
     item = redis_connection.hgetall("p:item:tea")
     assert set(item) == {b"version", b"count", b"updated_at", b"bias", b"vector", b"popularity"}
