@@ -16,8 +16,8 @@ from river import reco
 
 from benchmarks.common import N_FACTORS, median, progress, rounds, show, store
 from udfs.batch import Batch
+from udfs.building import build
 from udfs.learner import Learner, LearnerConfig
-from udfs.models import build
 
 SMALL, LARGE = (10_000, 1_000), (1_000_000, 100_000)
 _EVENTS, _BATCH = 200_000, 20_000

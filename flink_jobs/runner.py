@@ -27,12 +27,12 @@ from flink_jobs.state import Manifest, StateFolder, may_go_on
 from serving.client import Client, Unreachable
 from serving.connection import connect, without_password
 from serving.schema import Keys, span_ms
+from udfs.building import build
 from udfs.events import EventFormat
 from udfs.generator import SOURCE as GENERATOR
 from udfs.generator import GeneratorConfig, GeneratorFeed
 from udfs.intake import IntakeConfig
 from udfs.learner import LearnerConfig
-from udfs.models import build
 from udfs.publisher import Publisher
 from udfs.reading import FileFeed, InputError, input_files, peak_density
 from udfs.tilefeed import TileConfig

@@ -16,8 +16,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from serving.schema import span_ms
-from udfs import metrics, models
+from udfs import building, metrics
 from udfs.events import FIELDS
+from udfs.models import ModelError
 
 ENVIRONMENT: Final = "FRESHET_"
 
@@ -224,7 +225,7 @@ class Resolved:
 
     @property
     def max_weight(self) -> float:
-        return float(self.settings.model.get("max_weight", models.DEFAULT_MAX_WEIGHT))
+        return float(self.settings.model.get("max_weight", building.DEFAULT_MAX_WEIGHT))
 
     def rows(self) -> list[tuple[str, Any, str]]:
         """Every setting with its value and its origin, for ``freshet check``: what a run will use."""
@@ -371,12 +372,12 @@ def _check_together(resolved: Resolved) -> None:
             f"dedup.horizon: {horizon!r} is less than out_of_orderness, {disorder!r}: "
             "an event would be forgotten while an older copy of it can still come"
         )
-    name, max_weight = resolved.model_name, settings.model.get("max_weight", models.DEFAULT_MAX_WEIGHT)
+    name, max_weight = resolved.model_name, settings.model.get("max_weight", building.DEFAULT_MAX_WEIGHT)
     if isinstance(max_weight, bool) or not isinstance(max_weight, int | float) or not 0 < max_weight < 1e150:
         raise SettingsError(f"model.max_weight: {max_weight!r} is not a number between 0 and 1e150")
     try:
-        models.build(name, resolved.model_params, float(max_weight))
-    except models.ModelError as error:
+        building.build(name, resolved.model_params, float(max_weight))
+    except ModelError as error:
         raise SettingsError(str(error)) from error
     spans = settings.tiles.spans
     sizes = [span_ms(span) for span in spans]

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from flink_jobs.settings import Settings, flatten
+from udfs.building import DEFAULT_MAX_WEIGHT
 from udfs.events import REASONS
-from udfs.models import DEFAULT_MAX_WEIGHT, KINDS
+from udfs.rivermodels import KINDS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

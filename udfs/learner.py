@@ -25,9 +25,10 @@ import numpy as np
 import orjson
 
 from udfs.batch import Batch
+from udfs.building import build
 from udfs.deadletters import dead_letter
 from udfs.metrics import Prequential, since, values
-from udfs.models import ITEM, USER, Diverged, RowModel, build
+from udfs.models import ITEM, USER, Diverged, RowModel
 from udfs.rows import EncodedRows, Rows
 
 LAYOUT: Final = 1

@@ -17,9 +17,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from udfs.models import USER
-
-Array = np.ndarray[Any, Any]
+from udfs.models import USER, Array
 
 ROW_LAYOUT: Final = 1
 # The fixed part of a stored row; ``size`` is the length in bytes of the model's part, which comes next.

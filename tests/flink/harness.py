@@ -17,7 +17,8 @@ from rich.console import Console
 
 from flink_jobs.runner import run
 from flink_jobs.settings import Layer, resolve
-from udfs.models import RiverRanker, RowModel
+from udfs.models import RowModel
+from udfs.rivermodels import RiverRanker
 
 Rows = dict[tuple[str, str], bytes]
 

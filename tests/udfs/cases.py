@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from river import optim, reco
 
-from udfs.models import KINDS, RiverRanker, build
+from udfs.building import build
+from udfs.rivermodels import KINDS, RiverRanker
 
 OPTIMIZERS: Mapping[str, tuple[Any, dict[str, float]]] = {
     "SGD": (optim.SGD, {"lr": 0.05}),

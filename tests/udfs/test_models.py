@@ -11,7 +11,9 @@ import orjson
 import pytest
 
 from tests.udfs.cases import CASES, MATRIX, OPTIMIZERS, made, parameters, ratings, rebuilt, river, stored, weights
-from udfs.models import KINDS, Diverged, ModelError, build
+from udfs.building import build
+from udfs.models import Diverged, ModelError
+from udfs.rivermodels import KINDS
 
 each_case = pytest.mark.parametrize(("kind", "optimizer"), CASES)
 each_kind = pytest.mark.parametrize("kind", KINDS)

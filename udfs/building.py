@@ -1,0 +1,95 @@
+"""Models by their names and flat parameters, as settings write them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from river import optim
+
+from udfs.models import ModelError
+from udfs.rivermodels import KINDS, RiverRanker
+
+# Parameters that are freshet's own, for every model.
+DEFAULT_SEED: Final = 0
+DEFAULT_MAX_WEIGHT: Final = 1e6
+
+
+def build(name: str, params: Mapping[str, Any], max_weight: float = DEFAULT_MAX_WEIGHT) -> RiverRanker:
+    """A model by its name and its flat parameters.
+
+    Parameters
+    ----------
+    name
+        A key of :data:`KINDS`.
+    params
+        River's own parameter names. Optimisers, initialisers and losses by class name, their own parameters
+        after a dot: ``{"latent_optimizer": "SGD", "latent_optimizer.lr": 0.05}``. ``seed`` is 0 unless given,
+        and initialisers that draw use it too, so that a job can be repeated.
+
+    Raises
+    ------
+    ModelError
+        For an unknown model or parameter, with the known ones.
+
+    Examples
+    --------
+    >>> model = build("biased_mf", {"n_factors": 2, "latent_optimizer": "SGD", "latent_optimizer.lr": 0.05})
+    >>> model.step("alice", "heat", 4.0) == build("biased_mf", {"n_factors": 2}).step("alice", "heat", 4.0)
+    True
+    >>> build("biased_mf", {"factors": 2})
+    Traceback (most recent call last):
+    ...
+    udfs.models.ModelError: model.factors: biased_mf has no such parameter; it has n_factors, bias_optimizer, \
+latent_optimizer, loss, l2_bias, l2_latent, weight_initializer, latent_initializer, clip_gradient, seed
+    """
+    kind = KINDS.get(name)
+    if kind is None:
+        raise ModelError(f"model.name: {name!r} is not a model; there are {', '.join(KINDS)}")
+    known = [p for p in inspect.signature(kind.estimator).parameters if p != "self"]
+    for key in params:
+        if key.split(".")[0] not in known:
+            raise ModelError(f"model.{key}: {name} has no such parameter; it has {', '.join(known)}")
+
+    def create() -> Any:
+        values: dict[str, Any] = {"seed": params.get("seed", DEFAULT_SEED)}
+        for key in known:
+            if key in params or any(other.startswith(f"{key}.") for other in params):
+                values[key] = _parameter(key, params, values["seed"])
+        return kind.estimator(**values)
+
+    return RiverRanker(name, kind, create, max_weight)
+
+
+def _parameter(key: str, params: Mapping[str, Any], seed: int) -> Any:
+    modules = {"optimizer": optim, "initializer": optim.initializers, "loss": optim.losses}
+    module = next((m for suffix, m in modules.items() if key.endswith(suffix)), None)
+    options = {k.partition(".")[2]: v for k, v in params.items() if k.startswith(f"{key}.")}
+    if module is None:
+        if options:
+            raise ModelError(f"model.{key}.{next(iter(options))}: {key} is a number and has no parameters")
+        value = params[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ModelError(f"model.{key}: {value!r} is not a number")
+        if key in ("n_factors", "seed") and (not isinstance(value, int) or value < (key == "n_factors")):
+            raise ModelError(f"model.{key}: {value!r} is not a whole number of at least {int(key == 'n_factors')}")
+        return value
+    names = [
+        n for n, c in vars(module).items() if inspect.isclass(c) and n != "Optimizer" and not inspect.isabstract(c)
+    ]
+    chosen: Any = params.get(key)
+    if chosen not in names:
+        raise ModelError(f"model.{key}: {chosen!r} is not one of {', '.join(sorted(names))}")
+    factory = getattr(module, chosen)
+    known = [p for p in inspect.signature(factory).parameters if p != "self"]
+    for option in options:
+        if option not in known:
+            raise ModelError(f"model.{key}.{option}: {chosen} has no such parameter; it has {', '.join(known)}")
+    if "seed" in known:
+        options.setdefault("seed", seed)
+    try:
+        return factory(**options)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"model.{key}: {chosen} can't be made: {error}") from error
