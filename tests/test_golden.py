@@ -15,6 +15,7 @@ import pytest
 
 from flink_jobs.state import Manifest, StateFolder
 from serving.schema import Tile, decode_tiles, decode_vector, encode_tile, encode_vector, tile_field, version
+from tests.udfs.cases import rows_of
 from udfs.batch import Batch
 from udfs.chunk import Chunk, Run
 from udfs.events import EventFormat
@@ -167,7 +168,7 @@ def test_a_row_is_documented_numbers(golden: dict[str, Any]) -> None:
     assert [int.from_bytes(blob[at : at + 8], "little") for at in (8, 16, 24)] == [2, T0 + 1, 2]
     bias, _, _, *factors = np.frombuffer(blob[40:80], "<f8").tolist()  # the bias, Adam's m and v of it, the factors
     learner = learned("biased_mf", ADAM)
-    weights = learner.model.encode_rows("user", ["ann"])
+    weights = rows_of(learner.model, "user", "ann")
     assert learner.model.biases("user", weights)[0] == pytest.approx(bias)
     assert learner.model.vectors("user", weights)[0].tolist() == pytest.approx(factors)
     assert blob[80:] == '["tea","\u00e9t\u00e9"]'.encode()

@@ -10,6 +10,7 @@ from typing import Any, Final
 from river import optim
 
 from udfs.models import ModelError
+from udfs.plain import PlainBiasedMF, is_plain
 from udfs.rivermodels import KINDS, RiverRanker
 
 # Parameters that are freshet's own, for every model.
@@ -60,7 +61,8 @@ latent_optimizer, loss, l2_bias, l2_latent, weight_initializer, latent_initializ
                 values[key] = _parameter(key, params, values["seed"])
         return kind.estimator(**values)
 
-    return RiverRanker(name, kind, create, max_weight)
+    ranker = PlainBiasedMF if is_plain(create()) else RiverRanker
+    return ranker(name, kind, create, max_weight)
 
 
 def _parameter(key: str, params: Mapping[str, Any], seed: int) -> Any:

@@ -18,7 +18,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import log2
 from typing import Any, Final
 
 import numpy as np
@@ -27,8 +26,9 @@ import orjson
 from udfs.batch import Batch
 from udfs.building import build
 from udfs.deadletters import dead_letter
+from udfs.ids import Group
 from udfs.metrics import Prequential, since, values
-from udfs.models import ITEM, USER, Diverged, RowModel
+from udfs.models import ITEM, USER, RowModel
 from udfs.rows import EncodedRows, Rows
 
 LAYOUT: Final = 1
@@ -67,9 +67,9 @@ class LearnerConfig:
 
 @dataclass
 class Learned:
-    """What one group of interactions changed: ids by family."""
+    """What one group of interactions changed: by family, the numbers of rows by id."""
 
-    touched: dict[str, list[str]]
+    touched: dict[str, Mapping[str, int]]
     dead_letters: list[str]
 
 
@@ -80,7 +80,7 @@ class Learner:
         self.config = config
         self.model = model
         self.scores = Prequential(config.metrics)
-        self.rows = {family: Rows(family) for family in model.families}
+        self.rows = {family: Rows(family, ids) for family, ids in model.ids.items()}
         self.seq = 0
         self.learned = 0
         self.diverged = 0
@@ -126,7 +126,7 @@ class Learner:
         for start in range(0, len(ready), self.config.group):
             yield self._learn(ready[start : start + self.config.group])
         if not ready:
-            yield Learned({family: [] for family in self.rows}, [])
+            yield Learned({family: {} for family in self.rows}, [])
 
     def finished_batches(self) -> list[int]:
         """Forgets the batches of which nothing waits any more, and names them."""
@@ -150,64 +150,42 @@ class Learner:
         return Batch(self.released, False, sources, [event[:8] for event in waiting], kept).encode()
 
     def _learn(self, events: list[list[Any]]) -> Learned:
-        config, step = self.config, self.model.step
+        config, ids = self.config, self.model.ids
         weights, default = config.weights, config.default_weight
-        learned: list[list[Any]] = []
-        targets: list[float] = []
-        predictions: list[float] = []
-        letters: list[str] = []
+        targets = [event[5] if event[4] == "rating" else weights.get(event[4], default) for event in events]
+        users = Group(ids[USER], [event[2] for event in events])
+        items = Group(ids[ITEM], [event[3] for event in events])
         with np.errstate(all="ignore"):  # what overflows is found and rolled back
-            for event in events:
-                kind = event[4]
-                y = event[5] if kind == "rating" else weights.get(kind, default)
-                try:
-                    predictions.append(step(event[2], event[3], y))
-                except Diverged as verdict:
-                    letters.append(self._letter(str(verdict), event))
-                    continue
-                targets.append(y)
-                learned.append(event)
+            predictions, diverged = self.model.learn(users, items, targets)
+        self.updated_at = max(self.updated_at, max(event[0] for event in events))
+        self.latest = (events[-1][2], events[-1][3])
+        letters = [self._letter(str(verdict), events[place]) for place, verdict in diverged.items()]
+        if diverged:
+            left = [place for place in range(len(events)) if place not in diverged]
+            events, targets = [events[place] for place in left], [targets[place] for place in left]
+            users = Group(ids[USER], [event[2] for event in events])
+            items = Group(ids[ITEM], [event[3] for event in events])
         if config.clip is not None:
             low, high = config.clip
             predictions = [min(max(p, low), high) for p in predictions]
         self.scores.update(targets, predictions)
-        touched = self._note(learned)
-        self.seq += len(learned)
-        self.learned += len(learned)
-        self.diverged += len(letters)
-        self.updated_at = max(self.updated_at, max(event[0] for event in events))
-        self.latest = (events[-1][2], events[-1][3])
-        return Learned(touched, letters)
-
-    def _note(self, events: list[list[Any]]) -> dict[str, list[str]]:
-        """Takes what was learned into the rows; returns the ids of these, each once."""
-        users, items, seen_size = self.rows[USER], self.rows[ITEM], self.config.seen
-        user_numbers = users.numbers([event[2] for event in events])
-        item_numbers = items.numbers([event[3] for event in events])
         times = np.array([event[0] for event in events], dtype=np.int64)
-        users.count(user_numbers, times, self.seq + 1)
-        items.count(item_numbers, times, self.seq + 1)
-        popularity = items.popularity(item_numbers)
-        seens, item_ids, ages = users.seen, items.ids, (times / self.config.half_life).tolist()
-        for user, item, b in zip(user_numbers, item_numbers, ages, strict=True):
-            seen, item_id = seens[user], item_ids[item]
-            if item_id in seen:
-                del seen[item_id]
-            elif len(seen) >= seen_size:
-                del seen[next(iter(seen))]
-            seen[item_id] = None
-            # log2(2 ** a + 2 ** b) without overflow
-            a = popularity[item]
-            popularity[item] = a + log2(1.0 + 2.0 ** (b - a)) if a > b else b + log2(1.0 + 2.0 ** (a - b))
-        items.set_popularity(popularity)
-        return {
-            USER: [users.ids[number] for number in dict.fromkeys(user_numbers)],
-            ITEM: [item_ids[number] for number in popularity],
+        self.rows[USER].count(users, times, self.seq + 1)
+        self.rows[ITEM].count(items, times, self.seq + 1)
+        self.rows[USER].remember(users, items, config.seen)
+        self.rows[ITEM].favour(items, times / config.half_life)
+        self.seq += len(events)
+        self.learned += len(events)
+        self.diverged += len(letters)
+        touched: dict[str, Mapping[str, int]] = {
+            family: dict(zip(group.distinct, group.numbers, strict=True))
+            for family, group in ((USER, users), (ITEM, items))
         }
+        return Learned(touched, letters)
 
     def everything(self) -> Learned:
         """All rows, as if they had just been learned: to write them again into a Redis that lost them."""
-        return Learned({family: list(rows) for family, rows in self.rows.items()}, [])
+        return Learned(dict(self.model.ids), [])
 
     def _letter(self, message: str, event: list[Any]) -> str:
         source, position, number, index = event[6:]
@@ -238,13 +216,12 @@ class Learner:
             }
         )
 
-    def encode_rows(self, family: str, row_ids: Sequence[str]) -> EncodedRows:
-        """Rows as they are stored."""
-        return self.rows[family].encode(row_ids, self.model.encode_rows(family, row_ids))
-
     def encode(self, learned: Learned) -> dict[str, EncodedRows]:
         """The touched rows by family, encoded once for the state and for Redis."""
-        return {family: self.encode_rows(family, row_ids) for family, row_ids in learned.touched.items()}
+        return {
+            family: self.rows[family].encode(rows, self.model.encode_rows(family, rows))
+            for family, rows in learned.touched.items()
+        }
 
     def restore(
         self,

@@ -1,15 +1,19 @@
 """Models as the learner, the state and the publisher see them: families of rows, and a small header.
 
-A model declares its families of rows, learns from one interaction, and turns rows and header into bytes and
-back. Nothing here knows a library: :mod:`udfs.rivermodels` has River's models, :mod:`udfs.building` their names.
+A model declares its families of rows, learns from interactions, and turns rows and header into bytes and back.
+Nothing here knows a library: :mod:`udfs.rivermodels` and :mod:`udfs.plain` have River's models,
+:mod:`udfs.building` their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from udfs.ids import Group, Ids
 
 Array = np.ndarray[Any, Any]
 USER, ITEM = "user", "item"
@@ -23,7 +27,7 @@ class Diverged(Exception):
     """Learning a record would have left a weight non-finite or out of bounds; the model is as before."""
 
 
-class RowModel(Protocol):
+class RowModel(ABC):
     """What a model must offer to live in the job.
 
     Attributes
@@ -34,28 +38,53 @@ class RowModel(Protocol):
         The names of its families of rows, such as ``("user", "item")``.
     n_factors
         Length of the vectors of a row; 0 without any.
+    ids
+        The ids that have rows, by family.
     """
 
     name: str
     families: tuple[str, ...]
     n_factors: int
+    ids: Mapping[str, Ids]
+
+    @abstractmethod
+    def learn(self, users: Group, items: Group, ys: Sequence[float]) -> tuple[list[float], dict[int, Diverged]]:
+        """Predicts and learns interactions, one after the other.
+
+        Returns
+        -------
+        The predictions made before learning, of the interactions that were learned; and for those that were not,
+        by their places, why: the model is as if they had never been, bit for bit.
+        """
 
     def step(self, user_id: str, item_id: str, y: float) -> float:
-        """Predicts, then learns one interaction; returns the prediction made before learning.
+        """:meth:`learn` of one interaction.
 
         Raises
         ------
         Diverged
-            If a weight left its bound; the model is then as it was before, bit for bit.
+            If a weight left its bound.
         """
+        users, items = Group(self.ids[USER], [user_id]), Group(self.ids[ITEM], [item_id])
+        predictions, diverged = self.learn(users, items, [y])
+        if diverged:
+            raise diverged[0]
+        return predictions[0]
 
+    @abstractmethod
     def header(self) -> bytes: ...
 
+    @abstractmethod
     def restore_header(self, blob: bytes) -> None: ...
 
-    def encode_rows(self, family: str, row_ids: Sequence[str]) -> Array:
-        """All that the model keeps of rows, as little-endian doubles: shape ``(len(row_ids), any)``, contiguous."""
+    @abstractmethod
+    def encode_rows(self, family: str, rows: Mapping[str, int]) -> Array:
+        """All that the model keeps of rows, given as numbers by id.
 
+        Little-endian doubles: shape ``(len(rows), any)``, contiguous.
+        """
+
+    @abstractmethod
     def decode_row(self, family: str, row_id: str, blob: bytes) -> None:
         """Puts the bytes of a row that :meth:`encode_rows` gave into the model.
 
@@ -65,10 +94,13 @@ class RowModel(Protocol):
             If the bytes do not fit the model's layout.
         """
 
-    def biases(self, family: str, rows: Array) -> Array:
-        """The biases in rows that :meth:`encode_rows` gave: shape ``(len(rows),)``."""
+    @abstractmethod
+    def biases(self, family: str, weights: Array) -> Array:
+        """The biases in what :meth:`encode_rows` gave: shape ``(len(weights),)``."""
 
-    def vectors(self, family: str, rows: Array) -> Array:
-        """The vectors in rows that :meth:`encode_rows` gave: shape ``(len(rows), n_factors)``."""
+    @abstractmethod
+    def vectors(self, family: str, weights: Array) -> Array:
+        """The vectors in what :meth:`encode_rows` gave: shape ``(len(weights), n_factors)``."""
 
+    @abstractmethod
     def global_mean(self) -> float: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +11,11 @@ from typing import Any, Final
 
 import numpy as np
 import orjson
-from river import optim, reco, stats
+from river import reco, stats
 
 from udfs.draws import Draws, decode_generator, encode_generator
-from udfs.models import ITEM, USER, Array, Diverged, ModelError
+from udfs.ids import Group, Ids
+from udfs.models import ITEM, USER, Array, Diverged, ModelError, RowModel
 
 _PROBE: Final = "probe"
 _LARGEST: Final = sys.float_info.max
@@ -93,7 +95,7 @@ class _Places:
         )
 
 
-class RiverRanker:
+class RiverRanker(RowModel):
     """A River recommender as rows.
 
     The River object does all the arithmetic: learning here is learning there, bit for bit. What this adds is
@@ -115,6 +117,7 @@ class RiverRanker:
         self.model = create()
         self.max_weight = max_weight
         self.n_factors: int = self.model.n_factors if any(t.is_vector for t in kind.tables) else 0
+        self.ids = {family: Ids() for family in self.families}
         self._slots = self._probe(create())
         self._mean: stats.Mean | None = getattr(self.model, "global_mean", None)
         self._optimizers = {t.optimizer: getattr(self.model, t.optimizer) for t in kind.tables}
@@ -140,23 +143,6 @@ class RiverRanker:
         self._vector_at = {
             f: sum(1 for _, is_vector in columns if not is_vector) for f, columns in self._columns.items()
         }
-        self._uncounted = 0  # steps that River's optimisers have not counted yet
-        if self._is_plain():
-            model = self.model
-            self._plain = (
-                model.u_biases, model.i_biases, model.u_latents, model.i_latents,
-                model.u_bias_optimizer.lr.learning_rate, model.u_latent_optimizer.lr.learning_rate,
-                model.l2_bias, model.l2_latent, model.clip_gradient,
-            )  # fmt: skip
-            self.step = self._plain_step  # type: ignore[method-assign]
-
-    def _is_plain(self) -> bool:
-        """Whether this is River's biased MF with plain SGD and squared loss: what most people run."""
-        return (
-            type(self.model) is reco.BiasedMF
-            and type(self.model.loss) is optim.losses.Squared
-            and all(type(o) is optim.SGD and type(o.lr) is optim.schedulers.Constant for o in self._optimizers.values())
-        )
 
     def _initial_shapes(self) -> list[tuple[str, int]]:
         """The initialisers that draw, and how many numbers they draw for a row."""
@@ -194,7 +180,19 @@ class RiverRanker:
 
     # --------------------------------------------------------------------------------------- learning
 
-    def step(self, user_id: str, item_id: str, y: float) -> float:
+    def learn(self, users: Group, items: Group, ys: Sequence[float]) -> tuple[list[float], dict[int, Diverged]]:
+        predictions: list[float] = []
+        diverged: dict[int, Diverged] = {}
+        for place, (user_id, item_id, y) in enumerate(zip(users.row_ids, items.row_ids, ys, strict=True)):
+            try:
+                predictions.append(self._learn_one(user_id, item_id, y))
+            except Diverged as verdict:
+                diverged[place] = verdict
+        users.admit(diverged)
+        items.admit(diverged)
+        return predictions, diverged
+
+    def _learn_one(self, user_id: str, item_id: str, y: float) -> float:
         # This runs for every event: it holds River's two calls, copies of what they change, and a check.
         model, mean = self.model, self._mean
         user_rows, item_rows = self._user_rows, self._item_rows
@@ -232,57 +230,6 @@ class RiverRanker:
                 self._forget(family, row_id)
         raise self._diverged(user_id, item_id)
 
-    def _plain_step(self, user_id: str, item_id: str, y: float) -> float:
-        """:meth:`step` for biased MF with SGD: River's arithmetic in River's order, without its calls.
-
-        The product of the vectors is the same for predicting and for learning, so it is computed once; new
-        weights are made beside the old ones, so there is nothing to copy and little to undo. Weights are equal
-        to River's, bit for bit; ``docs/decisions/0006-plain-step.md`` says what it gains.
-        """
-        user_biases, item_biases, user_latents, item_latents, bias_rate, rate, l2_bias, l2, clip = self._plain
-        mean, bound = self._mean, self.max_weight
-        assert mean is not None
-        new_user, new_item = user_id not in user_latents, item_id not in item_latents
-        if new_user or new_item:
-            self._draws.count(new_user + new_item)
-        # River's order: it decides which of two new rows is drawn first.
-        user_bias, item_bias = user_biases[user_id], item_biases[item_id]
-        user_vector, item_vector = user_latents[user_id], item_latents[item_id]
-        product = float(user_vector.dot(item_vector))
-        prediction: float = mean._mean + user_bias + item_bias + product
-
-        n = mean.n + 1.0
-        mean_value = mean._mean + (1.0 / n) * (y - mean._mean)
-        gradient = 2 * (mean_value + user_bias + item_bias + product - y)
-        gradient = max(min(gradient, clip), -clip)
-        user_bias_now = user_bias - bias_rate * (gradient + l2_bias * user_bias)
-        item_bias_now = item_bias - bias_rate * (gradient + l2_bias * item_bias)
-        if l2:
-            user_now = user_vector - rate * (gradient * item_vector + l2 * user_vector)
-            item_now = item_vector - rate * (gradient * user_vector + l2 * item_vector)
-        else:
-            user_now = user_vector - rate * (gradient * item_vector)
-            item_now = item_vector - rate * (gradient * user_vector)
-
-        square = bound * bound
-        if (
-            -bound <= mean_value <= bound
-            and -bound <= user_bias_now <= bound
-            and -bound <= item_bias_now <= bound
-            # The norm bounds every element: cheap, and right in all but extreme cases, which look closer.
-            and (user_now.dot(user_now) <= square or np.all(np.abs(user_now) <= bound))
-            and (item_now.dot(item_now) <= square or np.all(np.abs(item_now) <= bound))
-        ):
-            mean.n, mean._mean = n, mean_value
-            user_biases[user_id], item_biases[item_id] = user_bias_now, item_bias_now
-            user_latents[user_id], item_latents[item_id] = user_now, item_now
-            self._uncounted += 1
-            return prediction
-        for family, row_id, is_new in ((USER, user_id, new_user), (ITEM, item_id, new_item)):
-            if is_new:
-                self._forget(family, row_id)
-        raise self._diverged(user_id, item_id)
-
     def _forget(self, family: str, row_id: str) -> None:
         """Takes back a row that was just drawn."""
         for rows, _ in self._columns[family]:
@@ -313,9 +260,6 @@ class RiverRanker:
     # ------------------------------------------------------------------------------------------ bytes
 
     def header(self) -> bytes:
-        for optimizer in self._optimizers.values():
-            optimizer.n_iterations += self._uncounted
-        self._uncounted = 0
         optimizers = {
             name: {k: v for k, v in vars(o).items() if isinstance(v, int | float)}
             for name, o in self._optimizers.items()
@@ -350,35 +294,43 @@ class RiverRanker:
             decode_generator(generator, state)
         self._draws.mark()
 
-    def encode_rows(self, family: str, row_ids: Sequence[str]) -> Array:
-        rows, at = np.empty((len(row_ids), sum(self._widths[family])), dtype="<f8"), 0
+    def encode_rows(self, family: str, rows: Mapping[str, int]) -> Array:
+        weights, at = np.empty((len(rows), sum(self._widths[family])), dtype="<f8"), 0
         for (place, is_vector), width in zip(self._columns[family], self._widths[family], strict=True):
-            numbers = list(map(place.__getitem__, row_ids))
+            values = [place[row_id] for row_id in rows]
             # Joining arrays as bytes takes half the time of numpy's own ways, which look at each.
-            columns = np.frombuffer(b"".join(numbers), dtype="<f8") if is_vector else np.array(numbers, dtype="<f8")
-            rows[:, at : at + width] = columns.reshape(len(row_ids), width)
+            columns = np.frombuffer(b"".join(values), dtype="<f8") if is_vector else np.array(values, dtype="<f8")
+            weights[:, at : at + width] = columns.reshape(len(rows), width)
             at += width
-        return rows
+        return weights
 
     def decode_row(self, family: str, row_id: str, blob: bytes) -> None:
-        if len(blob) != self._sizes[family]:
-            raise ValueError(
-                f"the row of {family} {row_id!r} has {len(blob)} bytes, {self.name} with n_factors = "
-                f"{self.n_factors} has rows of {self._sizes[family]}"
-            )
+        self._check_size(family, row_id, blob)
+        self.ids[family].add([row_id])
         values = np.frombuffer(blob, dtype="<f8").copy()
         at = 0
         for (place, is_vector), width in zip(self._columns[family], self._widths[family], strict=True):
             place[row_id] = values[at : at + width] if is_vector else float(values[at])
             at += width
 
-    def biases(self, family: str, rows: Array) -> Array:
-        at = self._bias_at[family]
-        return np.zeros(len(rows)) if at is None else rows[:, at]
+    def _check_size(self, family: str, row_id: str, blob: bytes) -> None:
+        if len(blob) != self._sizes[family]:
+            raise ValueError(
+                f"the row of {family} {row_id!r} has {len(blob)} bytes, {self.name} with n_factors = "
+                f"{self.n_factors} has rows of {self._sizes[family]}"
+            )
 
-    def vectors(self, family: str, rows: Array) -> Array:
+    def biases(self, family: str, weights: Array) -> Array:
+        at = self._bias_at[family]
+        return np.zeros(len(weights)) if at is None else weights[:, at]
+
+    def vectors(self, family: str, weights: Array) -> Array:
         at = self._vector_at[family]
-        return rows[:, at : at + self.n_factors]
+        return weights[:, at : at + self.n_factors]
+
+    def river(self) -> Any:
+        """A River recommender of its own that has learned the same, to go on with elsewhere."""
+        return copy.deepcopy(self.model)
 
     def global_mean(self) -> float:
         return 0.0 if self._mean is None else float(self._mean.get())

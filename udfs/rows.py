@@ -12,11 +12,14 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from math import log2
 from typing import Any, Final
 
 import numpy as np
 import orjson
 
+from udfs.ids import Group, Ids
 from udfs.models import USER, Array
 
 ROW_LAYOUT: Final = 1
@@ -47,7 +50,7 @@ class Row:
     updated_at: int
     seq: int
     popularity: float
-    seen: list[str]
+    seen: tuple[str, ...]
 
 
 @dataclass
@@ -80,76 +83,78 @@ class Rows(Mapping[str, Row]):
     ----------
     heads
         The fixed parts by number, dtype :data:`HEAD`; longer than there are rows.
-    ids
-        The ids by number. The same texts are used wherever rows name each other: a text is a large thing to
-        have fifty times in a million rows.
     seen
         Of users: the recent items by number, the newest last.
 
     Examples
     --------
-    >>> users = Rows("user")
-    >>> [ann, bob] = users.numbers(["ann", "bob"])
-    >>> users.count([ann, bob, ann], np.array([7, 8, 9]), 1)
-    >>> users.seen[ann]["tea"] = None
+    >>> users = Rows("user", Ids())
+    >>> group = Group(users.ids, ["ann", "bob", "ann"])
+    >>> group.admit(diverged={})
+    >>> users.count(group, np.array([7, 8, 9]), 1)
+    >>> users.seen[0] = ("tea",)
     >>> users["ann"]
-    Row(count=2, updated_at=9, seq=3, popularity=-inf, seen=['tea'])
+    Row(count=2, updated_at=9, seq=3, popularity=-inf, seen=('tea',))
     """
 
-    def __init__(self, family: str) -> None:
+    def __init__(self, family: str, ids: Ids) -> None:
         self.family = family
+        self.ids = ids
         self.heads = _unused(1_024)
-        self.ids: list[str] = []
-        self.seen: list[dict[str, None]] = []
-        self._numbers: dict[str, int] = {}
+        self.seen: list[tuple[str, ...]] = []
 
     def __getitem__(self, row_id: str) -> Row:
-        number = self._numbers[row_id]
+        number = self.ids[row_id]
         _, _, count, updated_at, seq, popularity = self.heads[number].item()
-        return Row(count, updated_at, seq, popularity, list(self.seen[number]) if self.family == USER else [])
+        return Row(count, updated_at, seq, popularity, self.seen[number] if self.family == USER else ())
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._numbers)
+        return iter(self.ids)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.ids)
 
-    def numbers(self, row_ids: Sequence[str]) -> list[int]:
-        """The number of each id; an id that is not known becomes a row."""
-        known = self._numbers
-        try:
-            return [known[row_id] for row_id in row_ids]
-        except KeyError:
-            for row_id in row_ids:
-                if row_id not in known:
-                    self.ids.append(sys.intern(row_id))
-                    known[self.ids[-1]] = len(known)
-        if len(known) > len(self.heads):
-            self.heads = np.concatenate([self.heads, _unused(max(len(self.heads), len(known)))])
+    def _fit(self) -> None:
+        """Makes a place for each id."""
+        if len(self.ids) > len(self.heads):
+            self.heads = np.concatenate([self.heads, _unused(max(len(self.heads), len(self.ids)))])
         if self.family == USER:
-            self.seen += [{} for _ in range(len(known) - len(self.seen))]
-        return [known[row_id] for row_id in row_ids]
+            self.seen += [()] * (len(self.ids) - len(self.seen))
 
-    def count(self, numbers: Sequence[int], times: Array, seq: int) -> None:
-        """Counts an event for each of ``numbers``, at ``times``; ``seq`` is the shard's number of the first."""
-        at = np.array(numbers, dtype=np.intp)
+    def count(self, group: Group, times: Array, seq: int) -> None:
+        """Counts the events of a group, at ``times``; ``seq`` is the shard's number of the first."""
+        self._fit()
+        at = np.array(group.numbers, dtype=np.intp)[group.slots]
         np.add.at(self.heads["count"], at, np.uint64(1))
         np.maximum.at(self.heads["updated_at"], at, times)
         self.heads["seq"][at] = np.arange(seq, seq + len(at), dtype=np.uint64)  # of one row, the last stays
 
-    def popularity(self, numbers: Sequence[int]) -> dict[int, float]:
-        """The popularity of rows, by number."""
-        at = np.array(numbers, dtype=np.intp)
-        return dict(zip(numbers, self.heads["popularity"][at].tolist(), strict=True))
+    def remember(self, users: Group, items: Group, size: int) -> None:
+        """Takes the items of a group's events into what their users have seen, of which the last ``size`` stay."""
+        slots = np.array(users.slots, dtype=np.intp)
+        # What a user met lies together, in its order: one user after the other needs one dictionary at a time.
+        by_user = np.array(items.slots, dtype=np.intp)[np.argsort(slots, kind="stable")].tolist()
+        names = [items.ids.names[number] for number in items.numbers]
+        met = [names[slot] for slot in by_user]
+        seen, start = self.seen, 0
+        for number, end in zip(users.numbers, np.cumsum(np.bincount(slots)).tolist(), strict=True):
+            latest = dict.fromkeys(chain(reversed(met[start:end]), reversed(seen[number])))
+            seen[number] = tuple(latest)[size - 1 :: -1]
+            start = end
 
-    def set_popularity(self, by_number: Mapping[int, float]) -> None:
-        at = np.fromiter(by_number.keys(), np.intp, len(by_number))
-        self.heads["popularity"][at] = np.fromiter(by_number.values(), np.float64, len(by_number))
+    def favour(self, group: Group, ages: Array) -> None:
+        """Adds the events of a group to popularities; ``ages`` are their times in half-lives."""
+        of_rows = self.heads["popularity"][group.numbers].tolist()
+        for slot, b in zip(group.slots, ages.tolist(), strict=True):
+            # log2(2 ** a + 2 ** b) without overflow
+            a = of_rows[slot]
+            of_rows[slot] = a + log2(1.0 + 2.0 ** (b - a)) if a > b else b + log2(1.0 + 2.0 ** (a - b))
+        self.heads["popularity"][group.numbers] = of_rows
 
-    def encode(self, row_ids: Sequence[str], weights: Array) -> EncodedRows:
-        """Rows as they are stored, with the model's weights of them."""
-        numbers = [self._numbers[row_id] for row_id in row_ids]
-        heads = self.heads[np.array(numbers, dtype=np.intp)]
+    def encode(self, rows: Mapping[str, int], weights: Array) -> EncodedRows:
+        """Rows, given as numbers by id, as they are stored with the model's weights of them."""
+        numbers = list(rows.values())
+        heads = self.heads.take(numbers)
         size = weights.itemsize * weights.shape[1]
         heads["size"] = size
         parts = [heads.view(np.uint8).reshape(len(heads), HEAD.itemsize), weights.view(np.uint8)]
@@ -158,7 +163,7 @@ class Rows(Mapping[str, Row]):
         seen = self._seen_json(numbers) if self.family == USER else []
         if seen:
             blobs = [blob + tail for blob, tail in zip(blobs, seen, strict=True)]
-        return EncodedRows(row_ids, blobs, heads, weights, seen)
+        return EncodedRows(list(rows), blobs, heads, weights, seen)
 
     def _seen_json(self, numbers: Sequence[int]) -> list[bytes]:
         """The recent items of each user as JSON.
@@ -167,8 +172,8 @@ class Rows(Mapping[str, Row]):
         that the cycle collector counts.
         """
         parts: list[Any] = []
-        for number in numbers:
-            parts += self.seen[number]
+        for seen in map(self.seen.__getitem__, numbers):
+            parts += seen
             parts.append(_LINE_FEED)
         # A line feed in a string is escaped in JSON, so these are ours.
         return orjson.dumps(parts[:-1]).replace(b",\n,", b"]\n[").split(b"\n") if parts else []
@@ -186,11 +191,12 @@ class Rows(Mapping[str, Row]):
             raise ValueError(
                 f"the row of {self.family} {row_id!r} has layout {layout}, this freshet reads {ROW_LAYOUT}"
             )
-        [number] = self.numbers([row_id])
+        [number] = self.ids.add([row_id])
+        self._fit()
         self.heads[number] = np.frombuffer(blob, HEAD, 1)[0]
         end = HEAD.itemsize + size
         if self.family == USER:
-            self.seen[number] = dict.fromkeys(map(sys.intern, orjson.loads(blob[end:])))
+            self.seen[number] = tuple(map(sys.intern, orjson.loads(blob[end:])))
         return blob[HEAD.itemsize : end]
 
 

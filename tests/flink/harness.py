@@ -33,11 +33,11 @@ class NotedModel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def encode_rows(self, family: str, row_ids: Sequence[str]) -> Any:
-        rows = self._model.encode_rows(family, row_ids)
-        for row_id, row in zip(row_ids, rows, strict=True):
+    def encode_rows(self, family: str, rows: Mapping[str, int]) -> Any:
+        weights = self._model.encode_rows(family, rows)
+        for row_id, row in zip(rows, weights, strict=True):
             self._file.write(orjson.dumps([family, row_id, row.tobytes().hex()]) + b"\n")
-        return rows
+        return weights
 
 
 def noted(model: Callable[[], RiverRanker], folder: str) -> RowModel:

@@ -12,6 +12,7 @@ import pytest
 from serving import Client, Session, Unreachable
 from serving.schema import Field, Keys
 from tests.shells import publish
+from tests.udfs.cases import rows_of
 from udfs.batch import Batch
 from udfs.intake import shard_of
 from udfs.learner import Learner, LearnerConfig, build
@@ -47,7 +48,8 @@ class World:
         """The model's own answers, for all items of the user's shard."""
         learner = self.learners[shard_of(user, self.shards)]
         model: Any = learner.model
-        return {item: model.model.predict_one(user, item) for item in list(learner.rows["item"])}
+        plain = model.river()
+        return {item: plain.predict_one(user, item) for item in learner.rows["item"]}
 
 
 def log_of(n: int, seed: int = 0, users: int = 20, items: int = 30) -> list[tuple[str, str, float]]:
@@ -135,7 +137,7 @@ def test_similar_items_are_those_of_the_highest_cosine(redis_url: str, client: C
     for item in ("i0", "i13"):
         learner = max(world.learners, key=lambda learner: learner.rows["item"][item].count)
         ids = list(learner.rows["item"])
-        vectors = learner.model.vectors("item", learner.model.encode_rows("item", ids))
+        vectors = learner.model.vectors("item", rows_of(learner.model, "item", *ids))
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         cosines = dict(zip(ids, (vectors @ vectors[ids.index(item)]).tolist(), strict=True))
         del cosines[item]
@@ -174,7 +176,7 @@ def test_states_are_what_was_learned(redis_url: str, client: Client, redis_conne
     assert user is not None and user.shard == shard and user.learned is not None
     assert user.learned.count == learner.rows["user"]["u4"].count
     assert user.learned.updated_at == learner.rows["user"]["u4"].updated_at
-    [vector] = learner.model.vectors("user", learner.model.encode_rows("user", ["u4"]))
+    [vector] = learner.model.vectors("user", rows_of(learner.model, "user", "u4"))
     assert user.learned.vector.tolist() == vector.astype("f4").tolist()
     assert list(user.seen) == list(learner.rows["user"]["u4"].seen) and user.session is None
     item = client.item("i1")

@@ -9,6 +9,7 @@ import numpy as np
 from river import optim, reco
 
 from udfs.building import build
+from udfs.models import RowModel
 from udfs.rivermodels import KINDS, RiverRanker
 
 OPTIMIZERS: Mapping[str, tuple[Any, dict[str, float]]] = {
@@ -47,6 +48,11 @@ def river(kind: str, optimizer: str) -> Any:
     return reco.BiasedMF(n_factors=4, bias_optimizer=create(**options), latent_optimizer=create(**options), seed=0)
 
 
+def rows_of(model: RowModel, family: str, *row_ids: str) -> Any:
+    """What a model keeps of some rows."""
+    return model.encode_rows(family, {row_id: model.ids[family][row_id] for row_id in row_ids})
+
+
 def ratings(n: int, seed: int = 0, users: int = 12, items: int = 9) -> list[tuple[str, str, float]]:
     """Random ratings of few users and items, so that rows are met again and new ones still come."""
     rng = np.random.default_rng(seed)
@@ -73,11 +79,10 @@ def weights(kind: str, model: Any) -> dict[str, dict[str, bytes]]:
 
 def stored(model: RiverRanker) -> tuple[bytes, dict[tuple[str, str], bytes]]:
     """All that a model keeps: its header and its rows."""
-    tables = {"user": TABLES[model.name][0], "item": TABLES[model.name][1]}
     rows = {
-        (family, row_id): model.encode_rows(family, [row_id]).tobytes()
-        for family, name in tables.items()
-        for row_id in getattr(model.model, name)
+        (family, row_id): row.tobytes()
+        for family, ids in model.ids.items()
+        for row_id, row in zip(ids, model.encode_rows(family, ids), strict=True)
     }
     return model.header(), rows
 

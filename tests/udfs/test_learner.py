@@ -17,6 +17,7 @@ from tests.udfs.cases import CASES, made, ratings, river, stored, weights
 from udfs.batch import Batch
 from udfs.learner import Learned, Learner, LearnerConfig, build
 from udfs.metrics import NAMES, Prequential, pooled, since, values
+from udfs.rivermodels import KINDS
 
 T0 = 1_700_000_000_000
 CONFIG = LearnerConfig(run_id="run", group=7, seen=3)
@@ -102,7 +103,7 @@ def test_predictions_scores_and_weights_are_rivers_bit_for_bit(kind: str, optimi
         for score in scores.values():
             score.update(event[5], prediction)
         plain.learn_one(event[2], event[3], event[5])
-    assert weights(kind, learner.model.model) == weights(kind, plain)  # type: ignore[attr-defined]
+    assert weights(kind, learner.model.river()) == weights(kind, plain)  # type: ignore[attr-defined]
     expected = {name.lower(): score.get() for name, score in scores.items()} | {"n": 400}
     assert learner.summary()["metrics"] == expected
 
@@ -117,6 +118,20 @@ def test_rows_count_and_remember() -> None:
     expected = T0 / 1_000 + math.log2(sum(2 ** (at / 1_000) for at in (5, 2, 3)))
     assert math.isclose(item.popularity, expected, rel_tol=1e-12)
     assert host.learner.latest == ("u", "c")
+
+
+@given(
+    log=st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("abcdefg")), min_size=1, max_size=40),
+    size=st.integers(1, 5),
+    group=st.integers(1, 40),
+)
+def test_users_keep_the_items_they_met_last(log: list[tuple[str, str]], size: int, group: int) -> None:
+    host = Host("baseline", config=LearnerConfig(seen=size, group=group))
+    host.put(batch([[T0 + at, "", user, item, "rating", 3.0, 0, at] for at, (user, item) in enumerate(log)]))
+    for user, row in host.learner.rows["user"].items():
+        met = [item for of, item in log if of == user]
+        latest = sorted(set(met), key=lambda item: met[::-1].index(item), reverse=True)
+        assert list(row.seen) == latest[-size:]
 
 
 def test_popularity_halves_in_its_half_life_and_does_not_depend_on_order() -> None:
@@ -171,6 +186,19 @@ def test_what_diverges_is_a_dead_letter_and_nothing_else() -> None:
     before, after = (orjson.loads(h.header or b"") for h in (clean, host))
     assert after["counts"].pop("diverged") == 1 and before["counts"].pop("diverged") == 0
     assert after == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_group_of_nothing_but_what_diverges_touches_nothing(kind: str) -> None:
+    host = Host(kind)
+    host.put(batch(events(7)))
+    rows = {**host.rows}
+    host.put(
+        batch([[T0 + 9_000, "", user, item, "rating", 1e14, 0, 1] for user, item in (("new", "i0"), ("u0", "new"))])
+    )
+    assert host.learned[-1].touched == {"user": {}, "item": {}} and len(host.learned[-1].dead_letters) == 2
+    assert host.rows == rows and host.learner.learned == 7 and host.learner.diverged == 2
+    assert "new" not in host.learner.rows["user"] and "new" not in host.learner.rows["item"]
 
 
 def test_a_group_names_exactly_what_it_touched() -> None:

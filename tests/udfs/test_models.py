@@ -10,8 +10,21 @@ import numpy as np
 import orjson
 import pytest
 
-from tests.udfs.cases import CASES, MATRIX, OPTIMIZERS, made, parameters, ratings, rebuilt, river, stored, weights
+from tests.udfs.cases import (
+    CASES,
+    MATRIX,
+    OPTIMIZERS,
+    made,
+    parameters,
+    ratings,
+    rebuilt,
+    river,
+    rows_of,
+    stored,
+    weights,
+)
 from udfs.building import build
+from udfs.ids import Group
 from udfs.models import Diverged, ModelError
 from udfs.rivermodels import KINDS
 
@@ -26,9 +39,46 @@ def test_learning_is_rivers_bit_for_bit(kind: str, optimizer: str) -> None:
         expected = plain.predict_one(user, item)
         plain.learn_one(user, item, y)
         assert model.step(user, item, y) == expected
-    assert weights(kind, model.model) == weights(kind, plain)
+    assert weights(kind, model.river()) == weights(kind, plain)
     if kind != "funk_mf":
         assert model.global_mean() == plain.global_mean.get()
+
+
+@pytest.mark.parametrize("n_factors", [1, 2, 16, 33])
+@pytest.mark.parametrize("params", [{}, {"l2_latent": 0.01, "l2_bias": 0.02, "weight_initializer": "Normal"}])
+def test_groups_of_vectors_of_any_length_are_learned_as_river_does(n_factors: int, params: dict[str, Any]) -> None:
+    log, start = ratings(2_000, users=150, items=70), 0
+    model = build("biased_mf", {"n_factors": n_factors, **params})
+    plain = build("biased_mf", {"n_factors": n_factors, **params}).river()
+    for size in (1, 999, 300, 700):
+        group = log[start : start + size]
+        start += size
+        users = Group(model.ids["user"], [user for user, _, _ in group])
+        items = Group(model.ids["item"], [item for _, item, _ in group])
+        predictions, diverged = model.learn(users, items, [y for _, _, y in group])
+        assert not diverged
+        for (user, item, y), prediction in zip(group, predictions, strict=True):
+            assert prediction == plain.predict_one(user, item)
+            plain.learn_one(user, item, y)
+    assert start == len(log)
+    assert weights("biased_mf", model.river()) == weights("biased_mf", plain)
+
+
+@each_kind
+def test_a_group_learns_what_does_not_diverge(kind: str) -> None:
+    model, never = made(kind, "SGD", 100.0), made(kind, "SGD", 100.0)
+    log = ratings(60)
+    mixed = [*log[:20], ("u0", "fresh", 1e12), *log[20:40], ("fresh", "i0", 1e12), ("u0", "i0", -1e12), *log[40:]]
+    with np.errstate(all="ignore"):
+        predictions, diverged = model.learn(
+            Group(model.ids["user"], [user for user, _, _ in mixed]),
+            Group(model.ids["item"], [item for _, item, _ in mixed]),
+            [y for _, _, y in mixed],
+        )
+    assert sorted(diverged) == [20, 41, 42]
+    assert predictions == [never.step(*rating) for rating in log]
+    assert stored(model) == stored(never)
+    assert "fresh" not in {*model.ids["user"], *model.ids["item"]}
 
 
 @each_kind
@@ -38,7 +88,7 @@ def test_defaults_are_rivers(kind: str) -> None:
         expected = plain.predict_one(user, item)
         plain.learn_one(user, item, y)
         assert model.step(user, item, y) == expected
-    assert weights(kind, model.model) == weights(kind, plain)
+    assert weights(kind, model.river()) == weights(kind, plain)
 
 
 @each_case
@@ -108,7 +158,7 @@ def test_the_bound_is_of_weights_and_not_of_squared_gradients(kind: str, optimiz
         except Diverged as verdict:
             raise AssertionError(f"record {n}: {verdict}") from verdict
         plain.learn_one(user, item, 8 * y)
-    assert weights(kind, model.model) == weights(kind, plain)
+    assert weights(kind, model.river()) == weights(kind, plain)
 
 
 @pytest.mark.parametrize("kind", ["baseline", "biased_mf"])
@@ -152,8 +202,8 @@ class TestContract:
         for rating in ratings(100):
             model.step(*rating)
         before = stored(model)
-        model.vectors("user", model.encode_rows("user", ["u0", "u1"]))
-        model.biases("item", model.encode_rows("item", ["i0"]))
+        model.vectors("user", rows_of(model, "user", "u0", "u1"))
+        model.biases("item", rows_of(model, "item", "i0"))
         model.global_mean()
         assert stored(model) == before
 
@@ -162,15 +212,15 @@ class TestContract:
         for rating in ratings(200):
             model.step(*rating)
         for user, item in (("u0", "i0"), ("u3", "i2")):
-            users, items = model.encode_rows("user", [user]), model.encode_rows("item", [item])
+            users, items = rows_of(model, "user", user), rows_of(model, "item", item)
             [u], [i] = model.vectors("user", users), model.vectors("item", items)
             assert u.shape == i.shape == (MATRIX[kind],) == (model.n_factors,)
             computed = model.global_mean() + model.biases("user", users)[0] + model.biases("item", items)[0] + u @ i
-            assert math.isclose(computed, model.model.predict_one(user, item), rel_tol=1e-12)
+            assert math.isclose(computed, model.river().predict_one(user, item), rel_tol=1e-12)
 
     def test_no_ids_give_no_rows(self, kind: str, optimizer: str) -> None:
         model = made(kind, optimizer)
-        rows = model.encode_rows("user", [])
+        rows = rows_of(model, "user")
         assert len(rows) == len(model.biases("user", rows)) == len(model.vectors("user", rows)) == 0
 
     def test_any_text_is_an_id(self, kind: str, optimizer: str) -> None:
@@ -216,7 +266,7 @@ def test_other_factors_are_refused() -> None:
         build("biased_mf", {"n_factors": 5}).restore_header(model.header())
     model.step("u", "i", 1.0)
     with pytest.raises(ValueError, match=r"user 'u' has 40 bytes.*n_factors = 5.*48"):
-        build("biased_mf", {"n_factors": 5}).decode_row("user", "u", model.encode_rows("user", ["u"]).tobytes())
+        build("biased_mf", {"n_factors": 5}).decode_row("user", "u", rows_of(model, "user", "u").tobytes())
 
 
 def test_another_optimizer_is_refused() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from serving.schema import Field, decode_tiles, decode_vector, version
 from tests.shells import publish
+from tests.udfs.cases import rows_of
 from udfs.batch import Batch
 from udfs.learner import Learned, Learner, LearnerConfig, build
 from udfs.publisher import Publisher, PublishError, tile_entities
@@ -46,7 +47,7 @@ def test_every_field_of_a_user_and_an_item(publisher: Publisher, redis_connectio
     assert (user[b"count"], user[b"updated_at"], user[b"shard"]) == (b"2", str(T0 + 1).encode(), b"0")
     assert user[b"version"] == version(EPOCH, 2)
     assert orjson.loads(user[b"seen"]) == ["tea", "rum"]
-    weights = learner.model.encode_rows("user", ["ann"])
+    weights = rows_of(learner.model, "user", "ann")
     assert float(user[b"bias"]) == learner.model.biases("user", weights)[0]
     expected = learner.model.vectors("user", weights)[0].astype("f4")
     assert decode_vector(user[b"vector"]).tolist() == expected.tolist()
@@ -156,7 +157,7 @@ def test_entities_expire_if_asked_to(redis_url: str, redis_connection: Any) -> N
 
 def test_nothing_learned_writes_the_header_only(publisher: Publisher, redis_connection: Any) -> None:
     learner = learner_of([])
-    publish(publisher, learner, Learned({"user": [], "item": []}, []))
+    publish(publisher, learner, Learned({"user": {}, "item": {}}, []))
     assert sorted(redis_connection.keys("*")) == [b"p:ledger", b"p:model:0"]
 
 

@@ -1,0 +1,91 @@
+"""Numbers for ids, so that what is known of rows can lie in tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
+
+
+class Ids(Mapping[str, int]):
+    """The ids of a family and their numbers, from 0 in the order they came.
+
+    Attributes
+    ----------
+    names
+        The ids by number. Whoever keeps an id keeps this text and not one of its own: a text is a large thing
+        to have fifty times in a million rows.
+
+    Examples
+    --------
+    >>> ids = Ids()
+    >>> ids.add(["tea", "rum", "tea"]), ids.names, dict(ids)
+    ([0, 1, 0], ['tea', 'rum'], {'tea': 0, 'rum': 1})
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def __getitem__(self, row_id: str) -> int:
+        return self._numbers[row_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def find(self, row_ids: Iterable[str]) -> list[int]:
+        """The number of each id, -1 of one that is not known."""
+        return list(map(self._numbers.get, row_ids, repeat(-1)))
+
+    def add(self, row_ids: Sequence[str]) -> list[int]:
+        """The number of each id; an id that is not known gets the next."""
+        numbers, names = self._numbers, self.names
+        for row_id in row_ids:
+            if row_id not in numbers:
+                name = sys.intern(row_id)
+                numbers[name] = len(names)
+                names.append(name)
+        return [numbers[row_id] for row_id in row_ids]
+
+
+class Group:
+    """The rows of a family that a group of events meets.
+
+    Attributes
+    ----------
+    row_ids
+        The id of each event.
+    distinct
+        Each id once, in the order they come.
+    slots
+        Of each event, where its id is in ``distinct``.
+    numbers
+        Of each id in ``distinct``, its number; -1 while it is not known.
+
+    Examples
+    --------
+    >>> ids = Ids()
+    >>> group = Group(ids, ["tea", "rum", "tea", "gin"])
+    >>> group.distinct, group.slots, group.numbers
+    (['tea', 'rum', 'gin'], [0, 1, 0, 2], [-1, -1, -1])
+    >>> group.admit(diverged={1})
+    >>> group.numbers, ids.names
+    ([0, -1, 1], ['tea', 'gin'])
+    """
+
+    def __init__(self, ids: Ids, row_ids: Sequence[str]) -> None:
+        self.ids = ids
+        self.row_ids = row_ids
+        self.distinct = list(dict.fromkeys(row_ids))
+        places = dict(zip(self.distinct, range(len(self.distinct)), strict=True))
+        self.slots = [places[row_id] for row_id in row_ids]
+        self.numbers = ids.find(self.distinct)
+
+    def admit(self, diverged: Container[int]) -> None:
+        """Makes the ids known of all events but the ``diverged``, which are given by their places."""
+        if -1 in self.numbers:
+            self.ids.add([row_id for place, row_id in enumerate(self.row_ids) if place not in diverged])
+            self.numbers = self.ids.find(self.distinct)

@@ -1,0 +1,162 @@
+"""Biased MF with plain SGD, which is what most people run: River's arithmetic in River's order, without its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from river import optim, reco
+
+from udfs.ids import Group
+from udfs.models import ITEM, USER, Array, Diverged
+from udfs.rivermodels import ModelKind, RiverRanker
+
+
+def is_plain(model: Any) -> bool:
+    """Whether a River object is biased MF with plain SGD, a constant rate and squared loss."""
+    if type(model) is not reco.BiasedMF or type(model.loss) is not optim.losses.Squared:
+        return False
+    # Of each kind there is one for users and a copy of it for items.
+    optimizers = (model.u_bias_optimizer, model.u_latent_optimizer)
+    return all(type(o) is optim.SGD and type(o.lr) is optim.schedulers.Constant for o in optimizers)
+
+
+class PlainBiasedMF(RiverRanker):
+    """River's biased MF with SGD, whose rows lie in a table a family.
+
+    The River object gives parameters, initial weights and the header; weights are the table's. A group takes the
+    rows it meets out of the tables and puts them back when it is done, so that what is far apart in memory is
+    fetched once, and by numpy. Weights are equal to River's, bit for bit;
+    ``docs/decisions/0006-plain-step.md`` says what it gains.
+    """
+
+    def __init__(self, name: str, kind: ModelKind, create: Callable[[], Any], max_weight: float) -> None:
+        super().__init__(name, kind, create, max_weight)
+        # By number: the bias, then the vector; longer than there are rows.
+        self._tables = {family: np.zeros((1_024, 1 + self.n_factors), dtype="<f8") for family in self.families}
+
+    def learn(self, users: Group, items: Group, ys: Sequence[float]) -> tuple[list[float], dict[int, Diverged]]:
+        model, mean, bound = self.model, self._mean, self.max_weight
+        assert mean is not None
+        bias_rate, rate = model.u_bias_optimizer.lr.learning_rate, model.u_latent_optimizer.lr.learning_rate
+        l2_bias, l2, clip = model.l2_bias, model.l2_latent, model.clip_gradient
+        square = bound * bound
+        n, mean_value = mean.n, mean._mean
+        user_biases, user_vectors = self._taken(USER, users)
+        item_biases, item_vectors = self._taken(ITEM, items)
+        predictions: list[float] = []
+        diverged: dict[int, Diverged] = {}
+        for u, i, y in zip(users.slots, items.slots, ys, strict=True):
+            user_vector, item_vector = user_vectors[u], item_vectors[i]
+            new_user, new_item = user_vector is None, item_vector is None
+            if new_user or new_item:
+                self._draws.count(new_user + new_item)
+                # River's order: it decides which of two new rows is drawn first.
+                if new_user:
+                    user_biases[u] = model.weight_initializer()
+                if new_item:
+                    item_biases[i] = model.weight_initializer()
+                if new_user:
+                    user_vector = self._drawn()
+                if new_item:
+                    item_vector = self._drawn()
+            assert user_vector is not None and item_vector is not None
+            user_bias, item_bias = user_biases[u], item_biases[i]
+            # The same for predicting and for learning, so it is computed once.
+            product = float(user_vector.dot(item_vector))
+            prediction = mean_value + user_bias + item_bias + product
+
+            n_now = n + 1.0
+            mean_now = mean_value + (1.0 / n_now) * (y - mean_value)
+            gradient = 2 * (mean_now + user_bias + item_bias + product - y)
+            gradient = max(min(gradient, clip), -clip)
+            user_bias_now = user_bias - bias_rate * (gradient + l2_bias * user_bias)
+            item_bias_now = item_bias - bias_rate * (gradient + l2_bias * item_bias)
+            if l2:
+                user_now = user_vector - rate * (gradient * item_vector + l2 * user_vector)
+                item_now = item_vector - rate * (gradient * user_vector + l2 * item_vector)
+            else:
+                user_now = user_vector - rate * (gradient * item_vector)
+                item_now = item_vector - rate * (gradient * user_vector)
+
+            # A comparison with NaN is false, which is what is wanted here.
+            if (
+                -bound <= mean_now <= bound
+                and -bound <= user_bias_now <= bound
+                and -bound <= item_bias_now <= bound
+                # The norm bounds every element: cheap, and right in all but extreme cases, which look closer.
+                and (user_now.dot(user_now) <= square or np.all(np.abs(user_now) <= bound))
+                and (item_now.dot(item_now) <= square or np.all(np.abs(item_now) <= bound))
+            ):
+                n, mean_value = n_now, mean_now
+                user_biases[u], item_biases[i] = user_bias_now, item_bias_now
+                user_vectors[u], item_vectors[i] = user_now, item_now
+                predictions.append(prediction)
+                continue
+            for _ in range(new_user + new_item):
+                self._draws.undo()
+            place = len(predictions) + len(diverged)
+            diverged[place] = self._diverged(users.row_ids[place], items.row_ids[place])
+        mean.n, mean._mean = n, mean_value
+        for optimizer in self._optimizers.values():
+            optimizer.n_iterations += len(predictions)
+        for family, group, biases, vectors in (
+            (USER, users, user_biases, user_vectors),
+            (ITEM, items, item_biases, item_vectors),
+        ):
+            group.admit(diverged)
+            self._put_back(family, group, biases, vectors)
+        return predictions, diverged
+
+    def _drawn(self) -> Array:
+        # For one factor, River draws a number and not an array.
+        vector: Array = np.atleast_1d(self.model.latent_initializer(shape=self.n_factors))
+        return vector
+
+    def _taken(self, family: str, group: Group) -> tuple[list[float], list[Array | None]]:
+        """Biases and vectors of the rows of a group; of those that are not known, any number and None."""
+        rows = self._tables[family].take(group.numbers, axis=0)
+        vectors: list[Array | None] = list(rows[:, 1:])
+        if -1 in group.numbers:
+            vectors = [None if number < 0 else row for number, row in zip(group.numbers, vectors, strict=True)]
+        return rows[:, 0].tolist(), vectors
+
+    def _put_back(self, family: str, group: Group, biases: list[float], vectors: list[Array | None]) -> None:
+        numbers = group.numbers
+        if -1 in numbers:  # what diverged was the only record of its id
+            left = [slot for slot, number in enumerate(numbers) if number >= 0]
+            numbers, biases = [numbers[slot] for slot in left], [biases[slot] for slot in left]
+            vectors = [vectors[slot] for slot in left]
+        rows = np.empty((len(numbers), 1 + self.n_factors))
+        rows[:, 0] = biases
+        # Joining arrays as bytes takes half the time of numpy's own ways, which look at each.
+        rows[:, 1:] = np.frombuffer(b"".join(vectors)).reshape(len(numbers), self.n_factors)  # type: ignore[arg-type]
+        self._fitting(family)[numbers] = rows
+
+    def _fitting(self, family: str) -> Array:
+        """The table of a family, with a place for each id."""
+        table, needed = self._tables[family], len(self.ids[family])
+        if needed > len(table):
+            more = np.zeros((max(needed, len(table)), table.shape[1]), dtype="<f8")
+            table = self._tables[family] = np.concatenate([table, more])
+        return table
+
+    def encode_rows(self, family: str, rows: Mapping[str, int]) -> Array:
+        return self._tables[family].take(list(rows.values()), axis=0)
+
+    def decode_row(self, family: str, row_id: str, blob: bytes) -> None:
+        self._check_size(family, row_id, blob)
+        [number] = self.ids[family].add([row_id])
+        self._fitting(family)[number] = np.frombuffer(blob, dtype="<f8")
+
+    def river(self) -> Any:
+        model = super().river()
+        for family, biases, latents in (
+            (USER, model.u_biases, model.u_latents),
+            (ITEM, model.i_biases, model.i_latents),
+        ):
+            table = self._tables[family]
+            for row_id, number in self.ids[family].items():
+                biases[row_id], latents[row_id] = float(table[number, 0]), table[number, 1:].copy()
+        return model
