@@ -54,9 +54,9 @@ class PlainBiasedMF(RiverRanker):
                 self._draws.count(new_user + new_item)
                 # River's order: it decides which of two new rows is drawn first.
                 if new_user:
-                    user_biases[u] = model.weight_initializer()
+                    user_biases[u] = float(model.weight_initializer())
                 if new_item:
-                    item_biases[i] = model.weight_initializer()
+                    item_biases[i] = float(model.weight_initializer())
                 if new_user:
                     user_vector = self._drawn()
                 if new_item:

@@ -201,7 +201,7 @@ class RiverRanker(RowModel):
             self._draws.count(new_user + new_item)
         if mean is not None:
             mean_n, mean_value = mean.n, mean._mean
-        prediction: float = model.predict_one(user_id, item_id)
+        prediction = float(model.predict_one(user_id, item_id))
         before_scalars = [rows.get(user_id) for rows in user_rows.scalars]
         before_scalars += [rows.get(item_id) for rows in item_rows.scalars]
         before_arrays = [rows[user_id].copy() if user_id in rows else None for rows in user_rows.arrays]

@@ -108,6 +108,16 @@ def test_predictions_scores_and_weights_are_rivers_bit_for_bit(kind: str, optimi
     assert learner.summary()["metrics"] == expected
 
 
+@pytest.mark.parametrize(("kind", "name"), [("baseline", "initializer"), ("biased_mf", "weight_initializer")])
+def test_biases_may_start_with_draws(kind: str, name: str) -> None:
+    learner = Learner(LearnerConfig(), build(kind, {name: "Normal"}))
+    list(learner.process(Batch.decode(batch(events(5)))))
+    header, rows = learner.header(), learner.encode(learner.everything())
+    again = Learner(LearnerConfig(), build(kind, {name: "Normal"}))
+    again.restore(header, [(f, i, b) for f, of in rows.items() for i, b in zip(of.row_ids, of.blobs, strict=True)], [])
+    assert again.header() == header
+
+
 def test_rows_count_and_remember() -> None:
     host = Host(config=LearnerConfig(seen=2, half_life=1_000))
     made_up = [("u", "a", 5), ("u", "b", 1), ("v", "a", 2), ("u", "a", 3), ("u", "c", 4)]
