@@ -18,6 +18,8 @@ from serving.schema import span_ms
 _JAVA_VERSIONS: Final = (17, 21)
 _STOP_SECONDS: Final = 60.0
 
+_SENTENCES: Final = ("PublishError", "Fenced", "ValueError", "InputError")
+
 _JVM: Final = (
     # On few cores it leaves more of them to the windows than the default collector.
     "-XX:+UseParallelGC",
@@ -105,9 +107,14 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         "execution.checkpointing.interval": f"{span_ms(settings.checkpoint_interval)} ms",
         "execution.checkpointing.dir": checkpoints.as_uri(),
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
-        "restart-strategy.type": "fixed-delay",
-        "restart-strategy.fixed-delay.attempts": "3",
-        "restart-strategy.fixed-delay.delay": "1 s",
+        # What fails again and again is given up; what failed weeks ago does not count.
+        "restart-strategy.type": "exponential-delay",
+        "restart-strategy.exponential-delay.initial-backoff": "500 ms",
+        "restart-strategy.exponential-delay.max-backoff": "10 s",
+        "restart-strategy.exponential-delay.backoff-multiplier": "2.0",
+        "restart-strategy.exponential-delay.jitter-factor": "0.1",
+        "restart-strategy.exponential-delay.reset-backoff-threshold": "5 min",
+        "restart-strategy.exponential-delay.attempts-before-reset-backoff": "6",
         "python.executable": str(python),
         "python.client.executable": sys.executable,
         # An element carries a whole batch: what counts is that it does not wait for others.
@@ -211,13 +218,16 @@ def root_cause(trace: str) -> str:
 
     >>> root_cause("java.lang.X: a\\n\\tat b\\nCaused by: java.io.Y: disk full\\n\\tat c")
     'disk full'
+    >>> root_cause("Caused by: java.X: Error: Traceback (most recent call last):\\n  a.py\\nTypeError: no\\n\\tat b")
+    'TypeError: no'
     """
     python: list[tuple[str, str]] = re.findall(
-        r"^(?:[\w.]+\.)?(\w*(?:Error|Failed|Exception)): (.+)$", trace, re.MULTILINE
+        r"Traceback \(most recent call last\):\n(?:[ \t].*\n)+(?:[\w.]+\.)?(\w+): (.+)$", trace, re.MULTILINE
     )
-    own = [text for name, text in python if name in ("PublishError", "ValueError", "InputError")]
-    if own:
-        return own[-1].strip()
+    if python:
+        name, text = python[-1]
+        # Ours are sentences; of any other, the name may say more than the text.
+        return text.strip() if name in _SENTENCES else f"{name}: {text.strip()}"
     causes: list[str] = re.findall(r"^Caused by: [\w.$]+: (.+)$", trace, re.MULTILINE)
     useful = [c for c in causes if not c.startswith(("java.", "org.apache.", "Failed to close remote bundle"))]
     return (useful or causes or [trace.strip().splitlines()[0] if trace.strip() else "no cause given"])[-1].strip()

@@ -30,6 +30,8 @@ class Standing:
         pending is read again by this one: it is in ``read`` here too, and counted in ``carried``.
     complete
         The input has ended, and all of it is learned.
+    fenced
+        A job that was submitted later has taken over the prefix.
     """
 
     events: dict[str, int]
@@ -45,27 +47,33 @@ class Standing:
     published_at: int = 0
     complete: bool = False
     latest: tuple[str, str] | None = None
+    fenced: bool = False
 
 
 class Monitor:
     """Reads a run's standing from Redis."""
 
-    def __init__(self, connection: Any, keys: Keys, shards: int, run_id: str, metrics: Sequence[str] = ()) -> None:
+    def __init__(
+        self, connection: Any, keys: Keys, shards: int, run_id: str, submission: int, metrics: Sequence[str] = ()
+    ) -> None:
         self._redis = connection
         self._keys = keys
         self._shards = shards
         self._run_id = run_id
+        self._submission = submission
         self._metrics = metrics
         self._writes_before = int(connection.hget(keys.ledger, "writes") or 0)
 
     def standing(self) -> Standing:
         pipe = self._redis.pipeline(transaction=False)
+        pipe.get(self._keys.fence)
         pipe.hgetall(self._keys.ledger)
         for shard in range(self._shards):
             pipe.hget(self._keys.model(shard), "summary")
-        ledger, *blobs = pipe.execute()
+        fence, ledger, *blobs = pipe.execute()
         shards = [orjson.loads(blob) for blob in blobs if blob]
-        return standing(ledger, shards, self._run_id, self._shards, self._writes_before, self._metrics)
+        now = standing(ledger, shards, self._run_id, self._shards, self._writes_before, self._metrics)
+        return replace(now, fenced=int(fence or 0) > self._submission)
 
     def final(self) -> Standing:
         """The standing with items counted one by one, since each shard has its own row of an item."""

@@ -26,14 +26,14 @@ from flink_jobs.settings import Resolved, SettingsError
 from flink_jobs.state import Manifest, StateFolder, may_go_on
 from serving.client import Client, Unreachable
 from serving.connection import connect, without_password
-from serving.schema import Keys, span_ms
+from serving.schema import Field, Keys, span_ms
 from udfs.building import build
 from udfs.events import EventFormat
 from udfs.generator import SOURCE as GENERATOR
 from udfs.generator import GeneratorConfig, GeneratorFeed
 from udfs.intake import IntakeConfig
 from udfs.learner import LearnerConfig
-from udfs.publisher import Publisher
+from udfs.publisher import Publisher, draw_submission
 from udfs.reading import FileFeed, InputError, input_files, peak_density
 from udfs.tilefeed import TileConfig
 
@@ -81,8 +81,11 @@ def run(
         keys = Keys(settings.prefix)
         if settings.fresh:
             folder.clear()
-            _purge(connection, keys)
         manifest, snapshot = _take_up(resolved, folder, connection, keys, console)
+        # From here on a job that still writes under this prefix is fenced off.
+        submission = draw_submission(connection, keys, time.time_ns() // 1_000_000)
+        if snapshot is None:
+            _purge(connection, keys)
         if settings.tiles.enabled and not manifest.gather:
             manifest = replace(manifest, gather=_gathering(resolved, manifest, files))
         if settings.items is not None:
@@ -92,10 +95,12 @@ def run(
             )
         folder.store(manifest)
         run_id = f"{manifest.epoch}-{manifest.runs}"
-        monitor = Monitor(connection, keys, settings.shards, run_id, settings.metrics)
+        monitor = Monitor(connection, keys, settings.shards, run_id, submission, settings.metrics)
         prepare_process(folder.logs)
         console.print("starting Flink" + (f" from {Path(snapshot).name}" if snapshot else ""), highlight=False)
-        job = _submit(adapt(_job(resolved, manifest, folder, url, files, run_id)), resolved, folder, snapshot, python)
+        job = _submit(
+            adapt(_job(resolved, manifest, url, files, run_id, submission)), resolved, folder, snapshot, python
+        )
         with Display(console) as display:
             complete = _watch(job, monitor, display, stopping)
         savepoint = job.stop(folder.savepoints, drain=complete)
@@ -172,9 +177,13 @@ def _reachable(url: str) -> Any:
 
 
 def _purge(connection: Any, keys: Keys) -> None:
+    """Deletes all that is known under the prefix, save who may write."""
+    if not connection.exists(keys.ledger):
+        return
     batch: list[bytes] = []
     for key in connection.scan_iter(match=keys.everything, count=5_000):
-        batch.append(key)
+        if key != keys.fence.encode():
+            batch.append(key)
         if len(batch) >= 5_000:
             connection.unlink(*batch)
             batch = []
@@ -209,16 +218,26 @@ def _take_up(
         manifest = may_go_on(known, _fixed(resolved), source)
         snapshot = folder.newest_snapshot(known)
         if snapshot is not None:
+            _not_newer(connection, keys, manifest)
             # The bound on timestamps is drawn where an input begins, not at each restart: a replay decides alike.
             return (replace(manifest, future_bound=bound, gather=0) if known.ended else manifest), snapshot
         console.print("the last run ended before its first checkpoint: starting anew")
-        _purge(connection, keys)
-    elif connection.exists(keys.ledger):
+    elif connection.exists(keys.ledger) and not settings.fresh:
         raise SettingsError(
             f"prefix: Redis holds state under {settings.prefix!r} that {folder.path} knows nothing of: give the "
             "--state-dir that it belongs to, or another --prefix, or delete it and start anew with --fresh"
         )
     return Manifest(now, settings.prefix, _fixed(resolved), source=source, ended=False, future_bound=bound), None
+
+
+def _not_newer(connection: Any, keys: Keys, manifest: Manifest) -> None:
+    """Refuses to go on under a prefix that a younger state has written: readers would see none of it."""
+    versions = [connection.hget(keys.model(shard), Field.VERSION) for shard in range(manifest.fixed["shards"])]
+    if any(v is not None and int(v.partition(b".")[0]) > manifest.epoch for v in versions):
+        raise SettingsError(
+            f"prefix: Redis holds under {keys.prefix!r} what a younger state has written, and would take nothing of "
+            "this one: go on with that --state-dir, or start anew with --fresh"
+        )
 
 
 def _gathering(resolved: Resolved, manifest: Manifest, files: list[tuple[str, str]]) -> int:
@@ -250,10 +269,10 @@ def _event_format(resolved: Resolved, manifest: Manifest) -> EventFormat:
 def _job(
     resolved: Resolved,
     manifest: Manifest,
-    folder: StateFolder,
     url: str,
     files: list[tuple[str, str]],
     run_id: str,
+    submission: int,
 ) -> Job:
     """The topology's parts, from the settings."""
     # Imported here: PyFlink takes seconds, and settings should be judged without it.
@@ -296,7 +315,7 @@ def _job(
             run_id=run_id,
         ),
         model=functools.partial(build, resolved.model_name, resolved.model_params, resolved.max_weight),
-        publisher=functools.partial(Publisher, url, settings.prefix, ttl, patience),
+        publisher=functools.partial(Publisher, url, settings.prefix, submission, ttl, patience),
         windows=Windows(tiles.spans, tiles.event_types, tiles.session_gap, manifest.gather) if tiles.enabled else None,
         keep={span: span_ms(keep) for span, keep in tiles.kept.items()},
         dead_letters=str(resolved.dead_letters.resolve()),
@@ -319,6 +338,12 @@ def _watch(job: RunningJob, monitor: Monitor, display: Display, interrupted: thr
         standing = monitor.standing()
         status = job.status
         display.show(standing, status.lower())
+        if standing.fenced:
+            job.cancel()
+            raise JobFailed(
+                "another job, submitted later, writes under the same prefix: this one has ended for good. What it "
+                "learned since its last checkpoint is lost; go on with the other, or give one of them another --prefix"
+            )
         if status in ("FAILED", "CANCELED", "FINISHED"):
             raise job.failure()
         if standing.complete:

@@ -1,16 +1,17 @@
 -- Writes closed windows of many entities and prunes old ones: not at each write, which would look at every field
 -- of the hash, but whenever an eighth of the shortest time to keep has passed since the last look. A tile is a
--- whole value, so writing it again changes nothing. KEYS: the hashes. ARGV[1]: milliseconds to live, 0 for ever; ARGV[2]: number of spans, then
--- name and milliseconds to keep of each; then for each key: number of tiles, then for each tile its span,
--- start, field and value; then the end of its session and the session, both empty where there is none.
-local ttl, spans, at = tonumber(ARGV[1]), tonumber(ARGV[2]), 3
+-- whole value, so writing it again changes nothing. KEYS: the fence, then the hashes. ARGV[1]: the submission that
+-- writes; ARGV[2]: milliseconds to live, 0 for ever; ARGV[3]: number of spans, then name and milliseconds to keep of
+-- each; then for each hash: number of tiles, then for each tile its span, start, field and value; then the end of its
+-- session and the session, both empty where there is none.
+local ttl, spans, at = tonumber(ARGV[2]), tonumber(ARGV[3]), 4
 local keep, shortest = {}, math.huge
 for _ = 1, spans do
   keep[ARGV[at]] = tonumber(ARGV[at + 1])
   shortest = math.min(shortest, keep[ARGV[at]])
   at = at + 2
 end
-for k = 1, #KEYS do
+for k = 2, #KEYS do
   local key, count, newest = KEYS[k], tonumber(ARGV[at]), 0
   at = at + 1
   for _ = 1, count do
@@ -41,4 +42,4 @@ for k = 1, #KEYS do
   end
   if ttl > 0 then redis.call('PEXPIRE', key, ttl) end
 end
-return #KEYS
+return #KEYS - 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,6 +66,11 @@ class Keys:
         return f"{self.prefix}:ledger"
 
     @property
+    def fence(self) -> str:
+        """String: the number of the newest submission. Whoever has a lower one may not write."""
+        return f"{self.prefix}:fence"
+
+    @property
     def everything(self) -> str:
         """The pattern that every key of this prefix matches, with glob characters of the prefix escaped."""
         escaped = "".join(f"\\{c}" if c in "\\*?[]^-" else c for c in self.prefix)
@@ -103,6 +109,7 @@ def decode_vector(blob: bytes | None) -> np.ndarray[Any, Any]:
     return np.frombuffer(blob or b"", dtype="<f4")
 
 
+@lru_cache
 def script(name: str) -> str:
     """The text of a Lua script of this package."""
     return (_SCRIPTS / f"{name}.lua").read_text()

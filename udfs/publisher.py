@@ -6,10 +6,12 @@ did not arrive. Redis away: it tries again with backoff, then raises, and Flink 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -24,11 +26,11 @@ from udfs.tilefeed import RECORD, UNIT, total, unescape
 
 # Entities a script call: Redis serves nobody else during one, about 1 ms.
 _PER_CALL: Final = 500
-_TRANSIENT: Final = (
-    redis.exceptions.ConnectionError,
-    redis.exceptions.TimeoutError,
-    redis.exceptions.ReadOnlyError,
-)
+_SCRIPTS: Final = ("publish_learned", "publish_tiles", "note")
+_TRANSIENT: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+# Words of a server that will take writes again: full, a replica until a failover is done, loading, or in a script.
+# They come as they are, or in the middle of a script's error.
+_NOT_NOW: Final = re.compile(r"(?:^|\W)(?:OOM|READONLY|LOADING|MASTERDOWN|BUSY|NOREPLICAS|MISCONF|TRYAGAIN)(?:\W|$)")
 
 Result = TypeVar("Result")
 Entity = tuple[str, list[bytes | str | int]]  # a key, and its part of a script's ARGV
@@ -38,6 +40,19 @@ class PublishError(RuntimeError):
     """Redis did not take a write within the time allowed; the message says where and why."""
 
 
+class Fenced(PublishError):
+    """A job that was submitted later writes under the same prefix: this one must end."""
+
+
+def draw_submission(connection: Any, keys: Keys, now: int) -> int:
+    """A number for a job that is about to be submitted, above all before it under this prefix.
+
+    From here on the jobs before it can write nothing. ``now`` is the wall clock in ms, so that numbers go up also
+    where Redis has forgotten the last.
+    """
+    return int(connection.eval(script("draw_submission"), 1, keys.fence, now))
+
+
 class Publisher:
     """Writes the state of entities to one Redis under one prefix.
 
@@ -45,21 +60,23 @@ class Publisher:
     ----------
     url
         As redis-py takes it.
+    submission
+        The job's number, see :func:`draw_submission`.
     ttl
         Milliseconds that an entity lives after its last write; 0 for ever.
     patience
         Seconds to try again while Redis is away.
     """
 
-    def __init__(self, url: str, prefix: str, ttl: int = 0, patience: float = 30.0) -> None:
+    def __init__(self, url: str, prefix: str, submission: int = 0, ttl: int = 0, patience: float = 30.0) -> None:
         self.keys = Keys(prefix)
         self._url = without_password(url)
         self._redis: Any = connect(url)
+        self._submission = submission
         self._ttl = ttl
         self._patience = patience
-        self._digests = {
-            name: hashlib.sha1(script(name).encode()).hexdigest() for name in ("publish_learned", "publish_tiles")
-        }
+        self._scripts = {name: script("fenced") + script(name) for name in _SCRIPTS}
+        self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}
 
     def close(self) -> None:
         self._redis.close()
@@ -70,13 +87,12 @@ class Publisher:
         Retried as a whole: every write is idempotent.
         """
 
-        def send() -> None:
-            commands: list[tuple[Any, ...]] = []
-            for key, members in items.items():
-                commands.append(("ZADD", key, "GT", *(x for item, seq in members.items() for x in (seq, item))))
-            self._call("publish_learned", [self._ttl], entities, commands)
-
-        self._patiently(send)
+        notes = [
+            ("ZADD", key, "GT", *(word for item, seq in part for word in (seq, item)))
+            for key, members in items.items()
+            for part in _parts(list(members.items()))
+        ]
+        self._patiently(lambda: self._call("publish_learned", [self._ttl], entities, notes))
 
     def tiles(self, entities: Sequence[Entity], keep: Mapping[str, int]) -> None:
         """Writes closed windows; ``keep`` says for each span how many milliseconds of it stay."""
@@ -85,35 +101,39 @@ class Publisher:
         self._patiently(lambda: self._call("publish_tiles", [self._ttl, *spans], entities, []))
 
     def _call(
-        self, name: str, head: Sequence[Any], entities: Sequence[Entity], commands: Sequence[tuple[Any, ...]]
+        self, name: str, head: Sequence[Any], entities: Sequence[Entity], notes: Sequence[tuple[Any, ...]]
     ) -> None:
-        """Runs a script over the entities, and the commands, in one round trip.
+        """Runs a script over the entities, then the commands ``notes``, in one round trip.
 
         Each part is sent as soon as it is packed and no reply is read before the last: Redis works on one part
         while the next is packed, which takes as long.
         """
-        pool, digest = self._redis.connection_pool, self._digests[name]
+        # What was sent, and when, for reports: what a retry sends again counts again.
+        notes = [
+            *notes,
+            ("HINCRBY", self.keys.ledger, "writes", len(entities)),
+            ("HSET", self.keys.ledger, "published_at", time.time_ns() // 1_000_000),
+        ]
+        calls = 0
+        with self._answers() as connection:
+            for part in _parts(entities):
+                arguments = [argument for _, entity in part for argument in entity]
+                self._send(connection, name, [key for key, _ in part], [*head, *arguments])
+                calls += 1
+            for note in notes:
+                self._send(connection, "note", [], [len(note), *note])
+                calls += 1
+            self._read(connection, len(_SCRIPTS) + calls)
+
+    @contextlib.contextmanager
+    def _answers(self) -> Iterator[Any]:
+        """A connection whose server knows the scripts: one that was restarted has forgotten them."""
+        pool = self._redis.connection_pool
         connection = pool.get_connection()
         try:
-            connection.send_command("SCRIPT", "LOAD", script(name))  # a restarted server has forgotten it
-            for start in range(0, len(entities), _PER_CALL):
-                part = entities[start : start + _PER_CALL]
-                arguments = [argument for _, entity in part for argument in entity]
-                connection.send_command("EVALSHA", digest, len(part), *(key for key, _ in part), *head, *arguments)
-            for command in commands:
-                connection.send_command(*command)
-            # What was sent, and when, for reports: what a retry sends again counts again.
-            connection.send_command("HINCRBY", self.keys.ledger, "writes", len(entities))
-            connection.send_command("HSET", self.keys.ledger, "published_at", time.time_ns() // 1_000_000)
-            calls = -(-len(entities) // _PER_CALL)
-            errors = []
-            for _ in range(1 + calls + len(commands) + 2):
-                try:
-                    connection.read_response()
-                except redis.exceptions.ResponseError as error:
-                    errors.append(error)
-            if errors:
-                raise errors[0]
+            for text in self._scripts.values():
+                connection.send_command("SCRIPT", "LOAD", text)
+            yield connection
         except BaseException:
             # Replies may be on their way: nobody must read them as answers to something else.
             connection.disconnect()
@@ -121,9 +141,33 @@ class Publisher:
         finally:
             pool.release(connection)
 
+    def _send(self, connection: Any, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> None:
+        connection.send_command(
+            "EVALSHA", self._digests[name], 1 + len(keys), self.keys.fence, *keys, self._submission, *arguments
+        )
+
+    @staticmethod
+    def _read(connection: Any, replies: int) -> None:
+        """Reads all replies, and raises the first error among them."""
+        errors = []
+        for _ in range(replies):
+            try:
+                connection.read_response()
+            except redis.exceptions.ResponseError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
     def ledger(self, fields: Mapping[str, bytes | str | int]) -> None:
         """Writes the log's ledger, whole."""
-        self._patiently(lambda: self._redis.hset(self.keys.ledger, mapping=dict(fields)))
+        words = ["HSET", self.keys.ledger, *(word for pair in fields.items() for word in pair)]
+
+        def send() -> None:
+            with self._answers() as connection:
+                self._send(connection, "note", [], [len(words), *words])
+                self._read(connection, len(_SCRIPTS) + 1)
+
+        self._patiently(send)
 
     def published_version(self, shard: int) -> bytes | None:
         """The version of a shard's header in Redis; None where Redis knows nothing of it."""
@@ -135,7 +179,14 @@ class Publisher:
         for attempt in range(1_000_000):
             try:
                 return send()
-            except _TRANSIENT as error:
+            except redis.exceptions.RedisError as error:
+                if str(error).startswith("FENCED"):
+                    raise Fenced(
+                        f"another job, submitted later, writes under prefix {self.keys.prefix!r} at {self._url}: "
+                        "this one ends for good; what it has learned since its last checkpoint is not in Redis"
+                    ) from error
+                if not isinstance(error, _TRANSIENT) and not _NOT_NOW.search(str(error)):
+                    raise PublishError(f"Redis at {self._url} refused a write: {error}") from error
                 # Full jitter, so that the workers of a job do not come back all at once.
                 pause = random.uniform(0, min(2.0, 0.05 * 2**attempt))
                 if time.monotonic() + pause > deadline:
@@ -143,9 +194,13 @@ class Publisher:
                         f"Redis at {self._url} took no write for {self._patience:g} s: {error}"
                     ) from error
                 time.sleep(pause)
-            except redis.exceptions.RedisError as error:
-                raise PublishError(f"Redis at {self._url} refused a write: {error}") from error
         raise AssertionError("unreachable")
+
+
+def _parts(things: Sequence[Result]) -> Iterator[Sequence[Result]]:
+    """Slices of what one script call takes."""
+    for start in range(0, len(things), _PER_CALL):
+        yield things[start : start + _PER_CALL]
 
 
 def learned_entities(

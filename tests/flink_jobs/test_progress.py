@@ -161,7 +161,7 @@ def test_the_monitor_reads_what_the_job_published(redis_url: str, redis_connecti
     publisher = Publisher(redis_url, "p")
     redis_connection.hset(keys.ledger, "writes", 10)
     job = Job(1)
-    monitor = Monitor(redis_connection, keys, 1, job.run_id)
+    monitor = Monitor(redis_connection, keys, 1, job.run_id, 0)
     good = [orjson.dumps({"user_id": "u", "item_id": i, "timestamp": T0, "event_value": 4}) for i in ("tea", "rum")]
     job.put([*good, b"junk"])
     job.put([], ended=True)
@@ -177,7 +177,7 @@ def test_the_monitor_reads_what_the_job_published(redis_url: str, redis_connecti
 def test_items_of_several_shards_are_counted_once(redis_url: str, redis_connection: Any) -> None:
     publisher = Publisher(redis_url, "p")
     job = Job(2)
-    monitor = Monitor(redis_connection, Keys("p"), 2, job.run_id, ["MAE", "RMSE"])
+    monitor = Monitor(redis_connection, Keys("p"), 2, job.run_id, 0, ["MAE", "RMSE"])
     assert monitor.final().items == 0 and monitor.final().metrics == {"mae": None, "rmse": None, "n": 0}
     pairs = [("1", "tea"), ("1", "rum"), ("42", "tea"), ("42", "gin")]
     job.put([orjson.dumps({"user_id": u, "item_id": i, "timestamp": T0, "event_value": 4}) for u, i in pairs])

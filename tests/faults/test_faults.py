@@ -1,0 +1,121 @@
+"""A job whose workers are killed and whose Redis is away, full or read-only ends as one that was left alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flink_jobs.embedded import embedded_redis
+from flink_jobs.flink import JobFailed
+from serving import Client
+from serving.client import Unreachable
+from serving.connection import connect
+from tests.faults.injector import ALL, Injector
+from tests.flink.harness import balanced, run_job, write_lines
+from tests.flink.test_runs import all_fields, rated_events
+
+N = 60_000
+SETTINGS: Mapping[str, Any] = {"model.n_factors": 4, "model.seed": 3, "batch_bytes": 20_000}
+
+
+class Reader:
+    """Looks up all the while, and notes what must not be: a version that went back, or half a write."""
+
+    def __init__(self, client: Client, user_ids: list[str]) -> None:
+        self._client, self._user_ids = client, user_ids
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.looked = 0
+        self.wrong: list[str] = []
+
+    def __enter__(self) -> Reader:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        counts: dict[str, int] = {}
+        while not self._stop.wait(0.02):
+            try:
+                states = self._client.users(self._user_ids)
+            except Unreachable:
+                continue
+            for user_id, state in states.items():
+                if state is None or state.learned is None:
+                    if user_id in counts:
+                        self.wrong.append(f"{user_id} was forgotten")
+                    continue
+                self.looked += 1
+                if state.learned.count < counts.get(user_id, 0):
+                    self.wrong.append(f"{user_id} went from {counts[user_id]} back to {state.learned.count} events")
+                if len(state.learned.vector) != SETTINGS["model.n_factors"]:
+                    self.wrong.append(f"{user_id} has a torn vector")
+                counts[user_id] = state.learned.count
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"file:{write_lines(tmp_path_factory.mktemp('log') / 'events.jsonl', rated_events(N))}"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Summary and Redis of a run that was left alone."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with embedded_redis((folder / "redis").resolve()) as url:
+        summary = run_job(folder, {**SETTINGS, "source": source})
+        yield summary, all_fields(connect(url))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_faults_leave_no_trace(seed: int, source: str, undisturbed: tuple[dict[str, Any], Any], tmp_path: Path) -> None:
+    expected, fields = undisturbed
+    names = [name for name in ALL if name != "kill_worker"]
+    faults = ["kill_worker", names[seed % len(names)], "kill_worker", *names[:: 1 if seed % 2 else -1]]
+    with embedded_redis((tmp_path / "redis").resolve()) as url:
+        client, admin = Client(url), connect(url)
+        injector = Injector(client, admin, faults, seed, apart=4_000)
+        thread = injector.start()
+        with Reader(Client(url), [f"r{n}" for n in range(97)]) as reader:
+            summary = run_job(tmp_path, {**SETTINGS, "source": source})
+        thread.join(timeout=1)
+        assert len(injector.done) == len(faults), injector.done
+        assert reader.wrong == [] and reader.looked > 0
+        # Something was replayed, or nothing was proved.
+        assert summary["published"]["writes"] > expected["published"]["writes"]
+        assert balanced(summary["events"])
+        assert {k: summary[k] for k in ("events", "metrics")} == {k: expected[k] for k in ("events", "metrics")}
+        assert all_fields(connect(url)) == fields
+
+
+def test_a_job_that_was_replaced_ends_for_good(source: str, tmp_path: Path) -> None:
+    with embedded_redis((tmp_path / "redis").resolve()) as url:
+        outcome: list[BaseException | dict[str, Any]] = []
+
+        def older() -> None:
+            try:
+                settings = {**SETTINGS, "source": "generator", "generator.rate": 2_000, "generator.events": 200_000}
+                outcome.append(run_job(tmp_path / "older", {**settings, "redis": url}))
+            except JobFailed as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=older)
+        thread.start()
+        client = Client(url)
+        while client.header(0) is None:
+            assert thread.is_alive()
+        newer = run_job(tmp_path / "newer", {**SETTINGS, "source": source, "redis": url, "fresh": True})
+        thread.join(timeout=60)
+        [error] = outcome
+        assert isinstance(error, JobFailed) and "submitted later" in str(error)
+        # What the older one went on to learn is not in Redis.
+        header = client.header(0)
+        assert header is not None and header.summary["counts"]["learned"] == newer["events"]["learned"] == N
+        assert client.user("u1") is None
