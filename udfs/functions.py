@@ -15,6 +15,7 @@ from pyflink.common import Row, Types
 from pyflink.datastream import KeyedProcessFunction, OutputTag, ProcessFunction, RuntimeContext
 from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
+from serving.schema import version
 from udfs.batch import Batch
 from udfs.chunk import Chunk
 from udfs.intake import Intake, IntakeConfig
@@ -144,6 +145,7 @@ class LearnFunction(KeyedProcessFunction):
         self._rows = runtime_context.get_map_state(MapStateDescriptor(State.ROWS, Types.STRING(), BYTES))
         self._waiting = runtime_context.get_map_state(MapStateDescriptor(State.WAITING, Types.LONG(), BYTES))
         self._learners: dict[str, Learner] = {}
+        self._acknowledged: dict[str, bytes] = {}  # the version of each shard's header that Redis has taken
         _calm_collector()
         self._publisher = self._make_publisher()
 
@@ -172,8 +174,16 @@ class LearnFunction(KeyedProcessFunction):
         self._header.update(learner.header())
 
     def _publish(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> None:
+        before, expected = self._write(key, learner, encoded), self._acknowledged.get(key)
+        if expected is not None and (before or b"") < expected:
+            # Redis was wiped, or put back to an older state: what it has lost comes back from ours.
+            self._write(key, learner, learner.encode(learner.everything()))
+        self._acknowledged[key] = version(self._epoch, learner.batch_number)
+
+    def _write(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> bytes | None:
+        """Publishes rows and the header; returns the version of the header that Redis had before."""
         shard = self._shard_of[key]
-        self._publisher.learned(
+        return self._publisher.learned(
             *learned_entities(learner, encoded, self._publisher.keys, shard, len(self._shard_of), self._epoch)
         )
 
@@ -184,10 +194,10 @@ class LearnFunction(KeyedProcessFunction):
             return learner
         rows = ((*name.split(":", 1), blob) for name, blob in self._rows.items())
         learner.restore(header, rows, self._waiting.items())
-        known = self._publisher.published_version(self._shard_of[key])
-        if known is None:
-            # Redis was wiped: what it has lost comes back from the state.
-            self._publish(key, learner, learner.encode(learner.everything()))
+        # A checkpoint covers only what Redis has acknowledged.
+        self._acknowledged[key] = version(self._epoch, learner.batch_number)
+        if (self._publisher.published_version(self._shard_of[key]) or b"") < self._acknowledged[key]:
+            self._write(key, learner, learner.encode(learner.everything()))
         return learner
 
 

@@ -81,10 +81,11 @@ class Publisher:
     def close(self) -> None:
         self._redis.close()
 
-    def learned(self, entities: Sequence[Entity], items: Mapping[str, Mapping[str, int]]) -> None:
+    def learned(self, entities: Sequence[Entity], items: Mapping[str, Mapping[str, int]]) -> bytes | None:
         """Writes learned fields, and notes the items in the sets ``items`` (key to ids and their ``seq``).
 
-        Retried as a whole: every write is idempotent.
+        Retried as a whole: every write is idempotent. Returns the version that the last entity had before, None if
+        Redis did not know it: where that is the shard's header, it tells whether Redis still has what it was given.
         """
 
         notes = [
@@ -92,7 +93,8 @@ class Publisher:
             for key, members in items.items()
             for part in _parts(list(members.items()))
         ]
-        self._patiently(lambda: self._call("publish_learned", [self._ttl], entities, notes))
+        before: bytes | None = self._patiently(lambda: self._call("publish_learned", [self._ttl], entities, notes))
+        return before
 
     def tiles(self, entities: Sequence[Entity], keep: Mapping[str, int]) -> None:
         """Writes closed windows; ``keep`` says for each span how many milliseconds of it stay."""
@@ -102,8 +104,8 @@ class Publisher:
 
     def _call(
         self, name: str, head: Sequence[Any], entities: Sequence[Entity], notes: Sequence[tuple[Any, ...]]
-    ) -> None:
-        """Runs a script over the entities, then the commands ``notes``, in one round trip.
+    ) -> Any:
+        """Runs a script over the entities, then the commands ``notes``, in one round trip; returns its last answer.
 
         Each part is sent as soon as it is packed and no reply is read before the last: Redis works on one part
         while the next is packed, which takes as long.
@@ -123,7 +125,8 @@ class Publisher:
             for note in notes:
                 self._send(connection, "note", [], [len(note), *note])
                 calls += 1
-            self._read(connection, len(_SCRIPTS) + calls)
+            answers = self._read(connection, len(_SCRIPTS) + calls)
+        return answers[-1 - len(notes)] if entities else None
 
     @contextlib.contextmanager
     def _answers(self) -> Iterator[Any]:
@@ -147,16 +150,17 @@ class Publisher:
         )
 
     @staticmethod
-    def _read(connection: Any, replies: int) -> None:
+    def _read(connection: Any, replies: int) -> list[Any]:
         """Reads all replies, and raises the first error among them."""
-        errors = []
+        answers, errors = [], []
         for _ in range(replies):
             try:
-                connection.read_response()
+                answers.append(connection.read_response())
             except redis.exceptions.ResponseError as error:
                 errors.append(error)
         if errors:
             raise errors[0]
+        return answers
 
     def ledger(self, fields: Mapping[str, bytes | str | int]) -> None:
         """Writes the log's ledger, whole."""

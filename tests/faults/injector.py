@@ -59,10 +59,15 @@ def forget_scripts(rng: random.Random, redis: Any) -> str:
     return "SCRIPT FLUSH"
 
 
+def wipe_redis(rng: random.Random, redis: Any) -> str:
+    redis.flushall()
+    return "FLUSHALL"
+
+
 Fault = Callable[[random.Random, Any], str]
 ALL: dict[str, Fault] = {
     fault.__name__: fault
-    for fault in (kill_worker, cut_connections, pause_redis, fill_redis, make_replica, forget_scripts)
+    for fault in (kill_worker, cut_connections, pause_redis, fill_redis, make_replica, forget_scripts, wipe_redis)
 }
 
 

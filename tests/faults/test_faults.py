@@ -77,7 +77,7 @@ def undisturbed(source: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.mark.parametrize("seed", [1, 2])
 def test_faults_leave_no_trace(seed: int, source: str, undisturbed: tuple[dict[str, Any], Any], tmp_path: Path) -> None:
     expected, fields = undisturbed
-    names = [name for name in ALL if name != "kill_worker"]
+    names = [name for name in ALL if name not in ("kill_worker", "wipe_redis")]
     faults = ["kill_worker", names[seed % len(names)], "kill_worker", *names[:: 1 if seed % 2 else -1]]
     with embedded_redis((tmp_path / "redis").resolve()) as url:
         client, admin = Client(url), connect(url)
@@ -93,6 +93,25 @@ def test_faults_leave_no_trace(seed: int, source: str, undisturbed: tuple[dict[s
         assert balanced(summary["events"])
         assert {k: summary[k] for k in ("events", "metrics")} == {k: expected[k] for k in ("events", "metrics")}
         assert all_fields(connect(url)) == fields
+
+
+def learned_only(fields: Mapping[bytes, Mapping[bytes, bytes]]) -> dict[bytes, dict[bytes, bytes]]:
+    """What learners write: windows that have closed are in no state any more."""
+    of_windows = (b"t:", b"session", b"pruned")
+    return {key: {k: v for k, v in hashed.items() if not k.startswith(of_windows)} for key, hashed in fields.items()}
+
+
+def test_a_wiped_redis_is_written_again(source: str, undisturbed: tuple[dict[str, Any], Any], tmp_path: Path) -> None:
+    expected, fields = undisturbed
+    with embedded_redis((tmp_path / "redis").resolve()) as url:
+        faults = ["wipe_redis", "kill_worker", "wipe_redis"]
+        injector = Injector(Client(url), connect(url), faults, 3, apart=8_000)
+        injector.start()
+        summary = run_job(tmp_path, {**SETTINGS, "source": source})
+        assert len(injector.done) == len(faults), injector.done
+        assert summary["metrics"] == expected["metrics"] and balanced(summary["events"])
+        assert learned_only(all_fields(connect(url))) == learned_only(fields)
+        assert set(Client(url).known_items()) == {key.decode().split(":", 2)[2] for key in fields if b":item:" in key}
 
 
 def test_a_job_that_was_replaced_ends_for_good(source: str, tmp_path: Path) -> None:

@@ -281,6 +281,19 @@ def test_a_redis_that_stays_full_ends_in_an_error(redis_url: str, redis_connecti
     assert not redis_connection.exists("p:user:ann")
 
 
+def test_it_says_what_redis_had_of_the_last(publisher: Publisher, redis_connection: Any) -> None:
+    def write(number: bytes) -> bytes | None:
+        entities = [("p:user:x", [Field.VERSION, b"9", 1, "bias", "0"])] * 600  # in two calls
+        return publisher.learned(
+            [*entities, ("p:model:0", [Field.VERSION, number, 1, "model", "m"])], {"p:items:0": {"i": 1}}
+        )
+
+    assert [write(b"1"), write(b"3"), write(b"2"), write(b"3")] == [None, b"1", b"3", b"3"]
+    redis_connection.flushall()
+    assert write(b"4") is None
+    assert publisher.learned([], {}) is None
+
+
 # ----------------------------------------------------------------------------------------------- fence
 
 
