@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,27 @@ def test_faults_leave_no_trace(seed: int, source: str, undisturbed: tuple[dict[s
         assert summary["published"]["writes"] > expected["published"]["writes"]
         assert balanced(summary["events"])
         assert {k: summary[k] for k in ("events", "metrics")} == {k: expected[k] for k in ("events", "metrics")}
+        assert all_fields(connect(url)) == fields
+
+
+def test_a_command_that_was_killed_goes_on(
+    source: str, undisturbed: tuple[dict[str, Any], Any], tmp_path: Path
+) -> None:
+    expected, fields = undisturbed
+    settings = [f"--set={name}={value}" for name, value in {**SETTINGS, "checkpoint_interval": "1s"}.items()]
+    command = [Path(sys.executable).parent / "freshet", "run", "--source", source, "--state-dir", tmp_path, *settings]
+    with embedded_redis((tmp_path / "redis").resolve()) as url:
+        client = Client(url)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while (header := client.header(0)) is None or header.summary["counts"]["learned"] < N // 3:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        # What it leaves behind may live a moment longer; it is fenced off.
+        summary = run_job(tmp_path, {**SETTINGS, "source": source})
+        assert 0 < summary["events"]["read"] < N  # it did not start anew
+        assert balanced(summary["events"]) and summary["metrics"] == expected["metrics"]
         assert all_fields(connect(url)) == fields
 
 
