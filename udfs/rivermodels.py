@@ -131,7 +131,7 @@ class RiverRanker(RowModel):
         for table in kind.tables:
             places = [getattr(self.model, table.weights)]
             places += [getattr(self._optimizers[table.optimizer], s) for s in self._slots[table.optimizer]]
-            self._columns[table.family] += [(place, table.is_vector) for place in places]
+            self._columns[table.family] += [(place, self._is_array(table)) for place in places]
         weights = [getattr(self.model, table.weights) for table in kind.tables]
         self._user_rows = _Places.of(self._columns[USER], weights, max_weight)
         self._item_rows = _Places.of(self._columns[ITEM], weights, max_weight)
@@ -139,10 +139,17 @@ class RiverRanker(RowModel):
         self._known = {f: self._columns[f][0][0] for f in self.families}
         self._widths = {f: [self.n_factors if vector else 1 for _, vector in c] for f, c in self._columns.items()}
         self._sizes = {f: 8 * sum(w) for f, w in self._widths.items()}
-        self._bias_at = {f: 0 if columns and not columns[0][1] else None for f, columns in self._columns.items()}
-        self._vector_at = {
-            f: sum(1 for _, is_vector in columns if not is_vector) for f, columns in self._columns.items()
+        # Biases come first in a row, then what is kept with them, then the vector.
+        scalars = {
+            f: [1 + len(self._slots[t.optimizer]) for t in kind.tables if t.family == f and not t.is_vector]
+            for f in self.families
         }
+        self._bias_at = {f: 0 if columns else None for f, columns in scalars.items()}
+        self._vector_at = {f: sum(columns) for f, columns in scalars.items()}
+
+    def _is_array(self, table: _Table) -> bool:
+        """Whether River keeps arrays there: a vector of one factor is a number to it."""
+        return table.is_vector and self.n_factors > 1
 
     def _initial_shapes(self) -> list[tuple[str, int]]:
         """The initialisers that draw, and how many numbers they draw for a row."""
@@ -174,7 +181,7 @@ class RiverRanker(RowModel):
                 )
             for name in slots[table.optimizer]:
                 shape = np.shape(getattr(optimizer, name)[_PROBE])
-                if shape != ((self.n_factors,) if table.is_vector else ()):
+                if shape != ((self.n_factors,) if self._is_array(table) else ()):
                     raise ModelError(f"model: {type(optimizer).__name__}.{name} has shape {shape}, not a row's")
         return slots
 

@@ -64,6 +64,28 @@ def test_groups_of_vectors_of_any_length_are_learned_as_river_does(n_factors: in
     assert weights("biased_mf", model.river()) == weights("biased_mf", plain)
 
 
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [("funk_mf", {}), ("funk_mf", {"optimizer": "Adam"}), ("biased_mf", {"latent_optimizer": "Adam"})],
+)
+def test_one_factor_is_a_number_to_river(kind: str, params: dict[str, Any]) -> None:
+    model, plain = (build(kind, {"n_factors": 1, "seed": 3, **params}) for _ in range(2))
+    river = plain.river()
+    for user, item, y in ratings(300):
+        expected = river.predict_one(user, item)
+        river.learn_one(user, item, y)
+        assert model.step(user, item, y) == expected
+    users = dict(model.ids["user"])
+    rows = model.encode_rows("user", users)
+    assert model.vectors("user", rows)[:, 0].tolist() == [river.u_latents[user] for user in users]
+    assert model.biases("user", rows).tolist() == [
+        river.u_biases[user] if kind == "biased_mf" else 0.0 for user in users
+    ]
+    for user, row in zip(users, rows, strict=True):
+        plain.decode_row("user", user, row.tobytes())
+    assert plain.encode_rows("user", {user: plain.ids["user"][user] for user in users}).tobytes() == rows.tobytes()
+
+
 @each_kind
 def test_a_group_learns_what_does_not_diverge(kind: str) -> None:
     model, never = made(kind, "SGD", 100.0), made(kind, "SGD", 100.0)
