@@ -24,13 +24,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from flink_jobs import attach
 
 _BOOT: Final = "pyflink.fn_execution.beam.beam_boot"
 _PRELOADED: Final = ("pyflink.fn_execution.beam.beam_sdk_worker_main", "udfs.functions")
+
+_END: Final = b"e"  # an order to the nursery
 
 _LAUNCHER: Final = """#!/bin/sh
 # Stands in for Python where Flink starts a worker.
@@ -39,9 +42,28 @@ exec {python} "$@"
 """
 
 
+@dataclass(frozen=True)
+class Nursery:
+    """A running nursery.
+
+    Attributes
+    ----------
+    launcher
+        The executable for ``python.executable``.
+    """
+
+    launcher: Path
+    _orders: IO[bytes]
+
+    def end_workers(self) -> None:
+        """Ends all workers at once, also those that hang; Flink starts others."""
+        self._orders.write(_END)
+        self._orders.flush()
+
+
 @contextlib.contextmanager
-def nursery() -> Iterator[Path]:
-    """Starts a nursery, and gives the executable for ``python.executable``. Both end with the block."""
+def nursery() -> Iterator[Nursery]:
+    """Starts a nursery, which ends with the block."""
     with tempfile.TemporaryDirectory(prefix="freshet-") as name:
         folder = Path(name)
         address, launcher = folder / "socket", folder / "python"
@@ -57,11 +79,11 @@ def nursery() -> Iterator[Path]:
                 stdin=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
             )
+        assert process.stdin is not None
         try:
-            yield launcher
+            yield Nursery(launcher, process.stdin)
         finally:
             # It ends when its input does, also where this process is killed.
-            assert process.stdin is not None
             process.stdin.close()
             process.wait()
 
@@ -73,16 +95,23 @@ def _serve(listener: socket.socket) -> socket.socket | None:
     # The collector of a worker need not look at, and so copy, what is shared.
     gc.collect()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # workers are not waited for
+    orders, workers = sys.stdin.fileno(), set[int]()
     while True:
-        ready, _, _ = select.select([listener, sys.stdin], [], [])
-        if sys.stdin in ready:
-            return None
+        ready, _, _ = select.select([listener, orders], [], [])
+        # Those that have ended, so that no number is kept that the system may give again.
+        workers = {worker for worker in workers if os.waitpid(worker, os.WNOHANG) == (0, 0)}
+        if orders in ready:
+            if os.read(orders, 1) != _END:
+                return None
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+            continue
         connection, _ = listener.accept()
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        worker = os.fork()
+        if worker == 0:
             listener.close()
             return connection
+        workers.add(worker)
         connection.close()
 
 
@@ -94,6 +123,8 @@ def _work(connection: socket.socket) -> None:
     for number, descriptor in enumerate(descriptors, start=1):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), sys.stdin.fileno())  # the nursery's orders are not for its workers
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])

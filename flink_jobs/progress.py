@@ -144,6 +144,33 @@ def standing(
     )
 
 
+class Watchdog:
+    """Tells when a job hangs: its status is RUNNING, and nothing comes of it.
+
+    Parameters
+    ----------
+    patience
+        Seconds without progress, after there has been some. Twice as long each time in a row: what is restored after
+        the workers were ended may take a while.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = self._now_patience = patience
+        self._mark: object = None
+        self._since = 0.0
+
+    def hung(self, standing: Standing, now: float) -> bool:
+        """Whether the time is up; ``now`` is a monotonic clock in seconds."""
+        mark = (standing.events, standing.writes, standing.published_at)
+        if mark != self._mark:
+            self._mark, self._since, self._now_patience = mark, now, self._patience
+            return False
+        if not standing.writes or now - self._since < self._now_patience:
+            return False
+        self._since, self._now_patience = now, 2 * self._now_patience
+        return True
+
+
 class Display:
     """Shows a run's progress: a live table on a terminal, quiet plain lines elsewhere."""
 
@@ -180,6 +207,10 @@ class Display:
             self._console.print(
                 f"{state} {counts} events/s={self._rate:.0f} {scores} published={now.writes}", highlight=False
             )
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the table where there is one."""
+        self._console.print(text, highlight=False)
 
     def _table(self, now: Standing, state: str) -> Table:
         table = Table.grid(padding=(0, 2))

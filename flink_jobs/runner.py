@@ -20,8 +20,8 @@ from rich.console import Console
 from flink_jobs.catalogue import load_catalogue
 from flink_jobs.embedded import embedded_redis
 from flink_jobs.flink import JobFailed, RunningJob, configuration, environments, prepare_process
-from flink_jobs.nursery import nursery
-from flink_jobs.progress import Display, Monitor, Standing, summary_table
+from flink_jobs.nursery import Nursery, nursery
+from flink_jobs.progress import Display, Monitor, Standing, Watchdog, summary_table
 from flink_jobs.settings import Resolved, SettingsError
 from flink_jobs.state import Manifest, StateFolder, may_go_on
 from serving.client import Client, Unreachable
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from flink_jobs.topology import Job
 
 _POLL_SECONDS: Final = 0.2
+_HUNG_SECONDS: Final = 30.0  # beyond the time that a write may wait for Redis
 _DIVERGED_SHARE: Final = 0.01
 _LATE_SHARE: Final = 0.05
 
@@ -73,7 +74,7 @@ def run(
     files = _files(resolved)
     with (
         folder.locked(),
-        nursery() as python,
+        nursery() as workers,
         _redis_url(resolved, folder) as url,
         _stopping(interrupted) as stopping,
     ):
@@ -98,11 +99,11 @@ def run(
         monitor = Monitor(connection, keys, settings.shards, run_id, submission, settings.metrics)
         prepare_process(folder.logs)
         console.print("starting Flink" + (f" from {Path(snapshot).name}" if snapshot else ""), highlight=False)
-        job = _submit(
-            adapt(_job(resolved, manifest, url, files, run_id, submission)), resolved, folder, snapshot, python
-        )
+        parts = adapt(_job(resolved, manifest, url, files, run_id, submission))
+        job = _submit(parts, resolved, folder, snapshot, workers.launcher)
         with Display(console) as display:
-            complete = _watch(job, monitor, display, stopping)
+            watchdog = Watchdog(_patience(resolved))
+            complete = _watch(job, monitor, display, stopping, watchdog, workers)
         savepoint = job.stop(folder.savepoints, drain=complete)
         manifest = replace(manifest, savepoint=savepoint, ended=complete, part=manifest.part + complete)
         folder.store(manifest)
@@ -332,8 +333,22 @@ def _submit(job: Job, resolved: Resolved, folder: StateFolder, snapshot: str | N
     return RunningJob(env.execute_async("freshet"))
 
 
-def _watch(job: RunningJob, monitor: Monitor, display: Display, interrupted: threading.Event) -> bool:
-    """Shows progress until the input is learned (True) or an interrupt comes (False)."""
+def _patience(resolved: Resolved) -> float:
+    """Seconds without any progress that nothing but a hung worker explains."""
+    settings = resolved.settings
+    rate = settings.generator.rate if settings.source == GENERATOR else 0.0
+    return _HUNG_SECONDS + span_ms(settings.redis_client.patience) / 1_000 + (3 / rate if rate else 0.0)
+
+
+def _watch(
+    job: RunningJob,
+    monitor: Monitor,
+    display: Display,
+    interrupted: threading.Event,
+    watchdog: Watchdog,
+    workers: Nursery,
+) -> bool:
+    """Shows progress until the input is learned (True) or an interrupt comes (False); ends workers that hang."""
     while True:
         standing = monitor.standing()
         status = job.status
@@ -350,6 +365,9 @@ def _watch(job: RunningJob, monitor: Monitor, display: Display, interrupted: thr
             return True
         if interrupted.is_set():
             return False
+        if watchdog.hung(standing, time.monotonic()):
+            display.say("no progress: ending the workers, which seem to hang; the job goes on from its checkpoint")
+            workers.end_workers()
         interrupted.wait(_POLL_SECONDS)
 
 

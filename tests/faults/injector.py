@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,12 @@ def kill_worker(rng: random.Random, redis: Any) -> str:
     victim = rng.choice(sorted(workers(), key=lambda p: p.pid))
     victim.kill()
     return f"SIGKILL of worker {victim.pid}"
+
+
+def stop_worker(rng: random.Random, redis: Any) -> str:
+    victim = rng.choice(sorted(workers(), key=lambda p: p.pid))
+    victim.suspend()
+    return f"SIGSTOP of worker {victim.pid}"
 
 
 def cut_connections(rng: random.Random, redis: Any) -> str:
@@ -65,10 +71,17 @@ def wipe_redis(rng: random.Random, redis: Any) -> str:
 
 
 Fault = Callable[[random.Random, Any], str]
-ALL: dict[str, Fault] = {
-    fault.__name__: fault
-    for fault in (kill_worker, cut_connections, pause_redis, fill_redis, make_replica, forget_scripts, wipe_redis)
-}
+_ALL: Sequence[Fault] = (
+    kill_worker,
+    stop_worker,
+    cut_connections,
+    pause_redis,
+    fill_redis,
+    make_replica,
+    forget_scripts,
+    wipe_redis,
+)
+ALL = {fault.__name__: fault for fault in _ALL}
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from flink_jobs import runner
 from flink_jobs.embedded import embedded_redis
 from flink_jobs.flink import JobFailed
 from serving import Client
@@ -80,7 +81,7 @@ def undisturbed(source: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.mark.parametrize("seed", [1, 2])
 def test_faults_leave_no_trace(seed: int, source: str, undisturbed: tuple[dict[str, Any], Any], tmp_path: Path) -> None:
     expected, fields = undisturbed
-    names = [name for name in ALL if name not in ("kill_worker", "wipe_redis")]
+    names = [name for name in ALL if name not in ("kill_worker", "stop_worker", "wipe_redis")]
     faults = ["kill_worker", names[seed % len(names)], "kill_worker", *names[:: 1 if seed % 2 else -1]]
     with embedded_redis((tmp_path / "redis").resolve()) as url:
         client, admin = Client(url), connect(url)
@@ -136,6 +137,20 @@ def test_a_wiped_redis_is_written_again(source: str, undisturbed: tuple[dict[str
         assert summary["metrics"] == expected["metrics"] and balanced(summary["events"])
         assert learned_only(all_fields(connect(url))) == learned_only(fields)
         assert set(Client(url).known_items()) == {key.decode().split(":", 2)[2] for key in fields if b":item:" in key}
+
+
+def test_a_worker_that_hangs_is_ended(
+    source: str, undisturbed: tuple[dict[str, Any], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, fields = undisturbed
+    monkeypatch.setattr(runner, "_HUNG_SECONDS", 2.0)
+    with embedded_redis((tmp_path / "redis").resolve()) as url:
+        injector = Injector(Client(url), connect(url), ["stop_worker"], 4, apart=20_000)
+        injector.start()
+        summary = run_job(tmp_path, {**SETTINGS, "source": source, "redis_client.patience": "1s"})
+        assert len(injector.done) == 1, "it did not go on"
+        assert summary["metrics"] == expected["metrics"] and balanced(summary["events"])
+        assert all_fields(connect(url)) == fields
 
 
 def test_a_job_that_was_replaced_ends_for_good(source: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from flink_jobs.progress import Display, Monitor, Standing, standing, summary_table
+from flink_jobs.progress import Display, Monitor, Standing, Watchdog, standing, summary_table
 from serving.schema import Keys
 from tests.shells import publish
 from udfs.batch import Batch
@@ -211,3 +212,15 @@ def test_the_summary_is_a_table(rate: float | None) -> None:
     Console(file=out, width=100).print(summary_table(summary, {"not_json": 2}))
     for text in ("1,234", "not_json", "0.2500", "1 users, 2 items"):
         assert text in out.getvalue()
+
+
+def test_a_watchdog_tells_a_job_that_hangs() -> None:
+    watchdog = Watchdog(10.0)
+    idle = Standing({"read": 0}, writes=0)
+    assert not any(watchdog.hung(idle, now) for now in (0.0, 50.0))  # it has not begun
+    working = Standing({"read": 5}, writes=5, published_at=1)
+    assert [watchdog.hung(working, now) for now in (60.0, 69.0, 70.0, 71.0, 89.0, 90.0)] == [
+        False, False, True, False, False, True,
+    ]  # fmt: skip
+    assert not watchdog.hung(replace(working, published_at=2), 91.0)
+    assert watchdog.hung(replace(working, published_at=2), 101.0)
