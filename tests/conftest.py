@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -14,6 +15,13 @@ from serving.connection import connect
 # The same examples each time: a failure here fails everywhere.
 hypothesis.settings.register_profile("freshet", deadline=None, max_examples=60, derandomize=True, database=None)
 hypothesis.settings.load_profile("freshet")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    jobs = {Path(__file__).parent / "flink", Path(__file__).parent / "faults"}
+    for item in items:
+        if jobs & set(item.path.parents):
+            item.add_marker(pytest.mark.flink)
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -19,11 +19,19 @@ from serving import Client
 from serving.client import Unreachable
 from serving.connection import connect
 from tests.faults.injector import ALL, Injector
-from tests.flink.harness import balanced, run_job, write_lines
+from tests.flink.harness import Rows, balanced, run_job, stored_rows, write_lines
 from tests.flink.test_runs import all_fields, rated_events
 
 N = 60_000
 SETTINGS: Mapping[str, Any] = {"model.n_factors": 4, "model.seed": 3, "batch_bytes": 20_000}
+
+
+class Left(NamedTuple):
+    """What a run leaves: its summary, Redis, and the rows of its state to the bit."""
+
+    summary: dict[str, Any]
+    fields: dict[bytes, dict[bytes, bytes]]
+    rows: Rows
 
 
 class Reader:
@@ -70,17 +78,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(source: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Summary and Redis of a run that was left alone."""
+def undisturbed(source: str, tmp_path_factory: pytest.TempPathFactory) -> Left:
+    """What a run leaves that was left alone."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with embedded_redis((folder / "redis").resolve()) as url:
-        summary = run_job(folder, {**SETTINGS, "source": source})
-        yield summary, all_fields(connect(url))
+        summary = run_job(folder, {**SETTINGS, "source": source}, notes=folder / "notes")
+        return Left(summary, all_fields(connect(url)), stored_rows(folder / "notes"))
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_faults_leave_no_trace(seed: int, source: str, undisturbed: tuple[dict[str, Any], Any], tmp_path: Path) -> None:
-    expected, fields = undisturbed
+def test_faults_leave_no_trace(seed: int, source: str, undisturbed: Left, tmp_path: Path) -> None:
+    expected, fields, rows = undisturbed
     names = [name for name in ALL if name not in ("kill_worker", "stop_worker", "wipe_redis")]
     faults = ["kill_worker", names[seed % len(names)], "kill_worker", *names[:: 1 if seed % 2 else -1]]
     with embedded_redis((tmp_path / "redis").resolve()) as url:
@@ -88,7 +96,7 @@ def test_faults_leave_no_trace(seed: int, source: str, undisturbed: tuple[dict[s
         injector = Injector(client, admin, faults, seed, apart=4_000)
         thread = injector.start()
         with Reader(Client(url), [f"r{n}" for n in range(97)]) as reader:
-            summary = run_job(tmp_path, {**SETTINGS, "source": source})
+            summary = run_job(tmp_path, {**SETTINGS, "source": source}, notes=tmp_path / "notes")
         thread.join(timeout=1)
         assert len(injector.done) == len(faults), injector.done
         assert reader.wrong == [] and reader.looked > 0
@@ -97,12 +105,11 @@ def test_faults_leave_no_trace(seed: int, source: str, undisturbed: tuple[dict[s
         assert balanced(summary["events"])
         assert {k: summary[k] for k in ("events", "metrics")} == {k: expected[k] for k in ("events", "metrics")}
         assert all_fields(connect(url)) == fields
+        assert stored_rows(tmp_path / "notes") == rows
 
 
-def test_a_command_that_was_killed_goes_on(
-    source: str, undisturbed: tuple[dict[str, Any], Any], tmp_path: Path
-) -> None:
-    expected, fields = undisturbed
+def test_a_command_that_was_killed_goes_on(source: str, undisturbed: Left, tmp_path: Path) -> None:
+    expected, fields, _ = undisturbed
     settings = [f"--set={name}={value}" for name, value in {**SETTINGS, "checkpoint_interval": "1s"}.items()]
     command = [Path(sys.executable).parent / "freshet", "run", "--source", source, "--state-dir", tmp_path, *settings]
     with embedded_redis((tmp_path / "redis").resolve()) as url:
@@ -126,8 +133,8 @@ def learned_only(fields: Mapping[bytes, Mapping[bytes, bytes]]) -> dict[bytes, d
     return {key: {k: v for k, v in hashed.items() if not k.startswith(of_windows)} for key, hashed in fields.items()}
 
 
-def test_a_wiped_redis_is_written_again(source: str, undisturbed: tuple[dict[str, Any], Any], tmp_path: Path) -> None:
-    expected, fields = undisturbed
+def test_a_wiped_redis_is_written_again(source: str, undisturbed: Left, tmp_path: Path) -> None:
+    expected, fields, _ = undisturbed
     with embedded_redis((tmp_path / "redis").resolve()) as url:
         faults = ["wipe_redis", "kill_worker", "wipe_redis"]
         injector = Injector(Client(url), connect(url), faults, 3, apart=8_000)
@@ -140,17 +147,19 @@ def test_a_wiped_redis_is_written_again(source: str, undisturbed: tuple[dict[str
 
 
 def test_a_worker_that_hangs_is_ended(
-    source: str, undisturbed: tuple[dict[str, Any], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, undisturbed: Left, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, fields = undisturbed
+    expected, fields, rows = undisturbed
     monkeypatch.setattr(runner, "_HUNG_SECONDS", 2.0)
     with embedded_redis((tmp_path / "redis").resolve()) as url:
         injector = Injector(Client(url), connect(url), ["stop_worker"], 4, apart=20_000)
         injector.start()
-        summary = run_job(tmp_path, {**SETTINGS, "source": source, "redis_client.patience": "1s"})
+        settings = {**SETTINGS, "source": source, "redis_client.patience": "1s"}
+        summary = run_job(tmp_path, settings, notes=tmp_path / "notes")
         assert len(injector.done) == 1, "it did not go on"
         assert summary["metrics"] == expected["metrics"] and balanced(summary["events"])
         assert all_fields(connect(url)) == fields
+        assert stored_rows(tmp_path / "notes") == rows
 
 
 def test_a_job_that_was_replaced_ends_for_good(source: str, tmp_path: Path) -> None:

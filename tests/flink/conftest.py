@@ -13,12 +13,6 @@ from flink_jobs.flink import prepare_process
 ROOT = Path(__file__).parents[2]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.flink)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def flink_process(tmp_path_factory: pytest.TempPathFactory) -> None:
     prepare_process(tmp_path_factory.mktemp("flink-log"))
