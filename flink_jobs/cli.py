@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import click
 import numpy as np
 import orjson
+from redis.exceptions import RedisError
 
 from flink_jobs.embedded import EmbeddedRedisError, embedded_redis
 from serving.client import Client, Learned, Recommendation, Unreachable
@@ -117,6 +118,8 @@ def run(**options: Any) -> None:
         _fail(str(error), UNUSABLE)
     except (JobFailed, Unreachable, EmbeddedRedisError, PublishError) as error:
         _fail(str(error), FAILED)
+    except RedisError as error:
+        _fail(f"Redis failed: {error}", FAILED)
     except KeyboardInterrupt:
         _fail("interrupted before a savepoint was taken; the next run goes on from the last checkpoint", FAILED)
 

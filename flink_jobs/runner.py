@@ -349,10 +349,14 @@ def _watch(
     workers: Nursery,
 ) -> bool:
     """Shows progress until the input is learned (True) or an interrupt comes (False); ends workers that hang."""
+    standing = Standing({"read": 0})
     while True:
-        standing = monitor.standing()
+        try:
+            standing, away = monitor.standing(), ""
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+            away = ", Redis does not answer"  # the job waits for it, and fails when it has waited too long
         status = job.status
-        display.show(standing, status.lower())
+        display.show(standing, status.lower() + away)
         if standing.fenced:
             job.cancel()
             raise JobFailed(

@@ -9,7 +9,7 @@ from pyflink.common import Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
 from pyflink.table import StreamTableEnvironment
 
-from flink_jobs.streams import keyed, keyed_type
+from flink_jobs.streams import keyed, keyed_type, retyped
 from flink_jobs.uids import pin_uids
 from udfs.functions import CHUNK, ReadFunction
 from udfs.names import Uid
@@ -38,9 +38,8 @@ class FeedSource:
         log = self.kind
         beats = table_env.to_data_stream(table_env.sql_query(f"SELECT '{log}' AS log, beat FROM heartbeat"))
         pin_uids(beats, "heartbeat")
-        beats._j_data_stream.getTransformation().setOutputType(keyed_type(Types.LONG()).get_java_type_info())
         return (
-            keyed(beats, Types.LONG())
+            keyed(retyped(beats, keyed_type(Types.LONG())), Types.LONG())
             .process(ReadFunction(self.open_feed), keyed_type(CHUNK))
             .uid(f"{Uid.READ}-{self.kind}")
             .name(f"read {self.kind}")

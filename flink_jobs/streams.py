@@ -27,3 +27,9 @@ def keyed(stream: DataStream, value: TypeInformation) -> KeyedStream:
 def side_output(stream: DataStream, tag: OutputTag) -> DataStream:
     """What an operator emits under a tag, for an operator that runs in the JVM."""
     return DataStream(stream._j_data_stream.getSideOutput(tag.get_java_output_tag()))
+
+
+def retyped(stream: DataStream, kind: TypeInformation) -> DataStream:
+    """The stream of a table, whose rows Python functions take only under a type that they know."""
+    stream._j_data_stream.getTransformation().setOutputType(kind.get_java_type_info())
+    return stream

@@ -1,9 +1,9 @@
 """Event-time windows in Flink SQL: tumbling tiles for users and items, and sessions of users.
 
-The feed is one string a chunk, since what crosses between Python and the JVM crosses in batches; SQL explodes
-it. Larger tiles are rolled up from the smallest. The number of distinct counterparts is exact and cheap
-because each event already says whether it is the first of its user and item in the UTC day, so it is a sum
-like the others. Sums are decimal: they do not depend on order. What comes out is gathered into strings.
+The feed is strings of events, since what crosses between Python and the JVM crosses in batches; SQL explodes
+them. Larger tiles are rolled up from the smallest. No window keeps a set: each event says how many distinct
+counterparts it adds to its day and its session, so their number is a sum like the others. Values are summed as two
+integers: sums do not depend on order. What comes out is gathered into strings.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from pyflink.java_gateway import get_gateway
 from pyflink.table import Schema, StreamTableEnvironment, Table
 
 from serving.schema import span_ms
+from udfs.tilefeed import RECORD, UNIT
 
 # Results of one window are gathered into so many strings: enough to spread over subtasks, and to keep each
 # string short of what one write to Redis should be.
 _BUCKETS: Final = 16
 _GATHERED: Final = 20_000  # events whose results are gathered at once, roughly
 _LONGEST: Final = 50 * 365 * 86_400_000  # a span that SQL can write in seconds
-_UNIT, _RECORD = "U&'\\001F'", "U&'\\001E'"
+_UNIT, _RECORD = (f"U&'\\{ord(separator):04X}'" for separator in (UNIT, RECORD))
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _restated(table_env: StreamTableEnvironment, table: Table, schema: Schema) -
 def _tiles(table_env: StreamTableEnvironment, family: str, windows: Windows) -> list[str]:
     """Creates the views of a family's tiles, and gives for each span the query of its records."""
     types = [f"type_{n}" for n in range(len(windows.event_types))]
-    sums = ["value_high", "value_low", "new_in_day"]
+    sums = ["value_high", "value_low", "met"]
     queries = []
     for number, span in enumerate(windows.spans):
         name = f"{family}_tiles_{number}"
@@ -165,7 +166,8 @@ def _tiles(table_env: StreamTableEnvironment, family: str, windows: Windows) -> 
             source, time, entity = "events", "happened_at", f"{family}_id"
             counts = ["COUNT(*) AS n"]
             counts += [f"COUNT(*) FILTER (WHERE event_type = {n}) AS {column}" for n, column in enumerate(types)]
-            columns = counts + [f"SUM({column}) AS {column}" for column in sums]
+            sources = ["value_high", "value_low", "new_in_day"]
+            columns = counts + [f"SUM({of}) AS {column}" for of, column in zip(sources, sums, strict=True)]
         else:
             source, time, entity = f"{family}_rolled_{base}", "closed_at", "id"
             columns = [f"SUM({column}) AS {column}" for column in ("n", *types, *sums)]
@@ -186,7 +188,7 @@ def _sessions(windows: Windows) -> str:
     """The query of the records of users' sessions: it ends with the last event, not with the gap."""
     sessions = f"""(
         SELECT user_id AS id, MIN(time_ms) AS began, MAX(time_ms) AS ended, window_time AS closed_at, COUNT(*) AS n,
-          SUM(value_high) AS value_high, SUM(value_low) AS value_low, SUM(new_in_session) AS new_in_day
+          SUM(value_high) AS value_high, SUM(value_low) AS value_low, SUM(new_in_session) AS met
         FROM TABLE(
           SESSION(TABLE events PARTITION BY user_id, DESCRIPTOR(happened_at), {_interval(windows.session_gap)})
         )
@@ -196,7 +198,7 @@ def _sessions(windows: Windows) -> str:
 
 
 def _record(source: str, family: str, span: str, start: str, end: str, types: Sequence[str]) -> str:
-    numbers = [start, end, "n", "value_high", "value_low", "new_in_day", *types]
+    numbers = [start, end, "n", "value_high", "value_low", "met", *types]
     return f"""
         SELECT
           CONCAT_WS({_UNIT}, '{family}', '{span}', id, {", ".join(f"CAST({n} AS STRING)" for n in numbers)}) AS record,

@@ -6,7 +6,6 @@ did not arrive. Redis away: it tries again with backoff, then raises, and Flink 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import random
 import re
@@ -34,6 +33,7 @@ _NOT_NOW: Final = re.compile(r"(?:^|\W)(?:OOM|READONLY|LOADING|MASTERDOWN|BUSY|N
 
 Result = TypeVar("Result")
 Entity = tuple[str, list[bytes | str | int]]  # a key, and its part of a script's ARGV
+Call = tuple[str, Sequence[str], Sequence[Any]]  # a script, and its KEYS and ARGV but for fence and submission
 
 
 class PublishError(RuntimeError):
@@ -87,91 +87,75 @@ class Publisher:
         Retried as a whole: every write is idempotent. Returns the version that the last entity had before, None if
         Redis did not know it: where that is the shard's header, it tells whether Redis still has what it was given.
         """
-
         notes = [
             ("ZADD", key, "GT", *(word for item, seq in part for word in (seq, item)))
             for key, members in items.items()
             for part in _parts(list(members.items()))
         ]
-        before: bytes | None = self._patiently(lambda: self._call("publish_learned", [self._ttl], entities, notes))
+        before: bytes | None = self._patiently(lambda: self._write("publish_learned", [self._ttl], entities, notes))
         return before
 
     def tiles(self, entities: Sequence[Entity], keep: Mapping[str, int]) -> None:
         """Writes closed windows; ``keep`` says for each span how many milliseconds of it stay."""
         spans = [len(keep), *(value for pair in keep.items() for value in pair)]
+        self._patiently(lambda: self._write("publish_tiles", [self._ttl, *spans], entities, []))
 
-        self._patiently(lambda: self._call("publish_tiles", [self._ttl, *spans], entities, []))
-
-    def _call(
+    def _write(
         self, name: str, head: Sequence[Any], entities: Sequence[Entity], notes: Sequence[tuple[Any, ...]]
     ) -> Any:
-        """Runs a script over the entities, then the commands ``notes``, in one round trip; returns its last answer.
+        """Runs a script over the entities, then the commands ``notes``; returns the script's last answer."""
 
-        Each part is sent as soon as it is packed and no reply is read before the last: Redis works on one part
-        while the next is packed, which takes as long.
-        """
-        # What was sent, and when, for reports: what a retry sends again counts again.
-        notes = [
-            *notes,
-            ("HINCRBY", self.keys.ledger, "writes", len(entities)),
-            ("HSET", self.keys.ledger, "published_at", time.time_ns() // 1_000_000),
-        ]
-        calls = 0
-        with self._answers() as connection:
+        def calls() -> Iterator[Call]:
             for part in _parts(entities):
                 arguments = [argument for _, entity in part for argument in entity]
-                self._send(connection, name, [key for key, _ in part], [*head, *arguments])
-                calls += 1
+                yield name, [key for key, _ in part], [*head, *arguments]
             for note in notes:
-                self._send(connection, "note", [], [len(note), *note])
-                calls += 1
-            answers = self._read(connection, len(_SCRIPTS) + calls)
-        return answers[-1 - len(notes)] if entities else None
+                yield "note", [], note
+            # What was sent, and when, for reports: what a retry sends again counts again.
+            yield "note", [], ("HINCRBY", self.keys.ledger, "writes", len(entities))
+            yield "note", [], ("HSET", self.keys.ledger, "published_at", time.time_ns() // 1_000_000)
 
-    @contextlib.contextmanager
-    def _answers(self) -> Iterator[Any]:
-        """A connection whose server knows the scripts: one that was restarted has forgotten them."""
+        answers = self._run(calls())
+        return answers[-3 - len(notes)] if entities else None
+
+    def _run(self, calls: Iterable[Call]) -> list[Any]:
+        """Runs scripts in one round trip, and returns their answers.
+
+        Each is sent as soon as it is packed and no reply is read before the last: Redis works on one while the next
+        is packed, which takes as long.
+        """
         pool = self._redis.connection_pool
         connection = pool.get_connection()
+        answers: list[Any] = []
+        errors: list[Exception] = []
+        sent, settled = 0, False
         try:
-            for text in self._scripts.values():
+            for text in self._scripts.values():  # a restarted server has forgotten them
                 connection.send_command("SCRIPT", "LOAD", text)
-            yield connection
-        except BaseException:
-            # Replies may be on their way: nobody must read them as answers to something else.
-            connection.disconnect()
-            raise
+            for name, keys, arguments in calls:
+                connection.send_command(
+                    "EVALSHA", self._digests[name], 1 + len(keys), self.keys.fence, *keys, self._submission, *arguments
+                )
+                sent += 1
+            for _ in range(len(self._scripts) + sent):
+                try:
+                    answers.append(connection.read_response())
+                except redis.exceptions.ResponseError as error:
+                    errors.append(error)
+            settled = True
         finally:
+            if not settled:
+                # Replies may be on their way: nobody must read them as answers to something else.
+                connection.disconnect()
             pool.release(connection)
-
-    def _send(self, connection: Any, name: str, keys: Sequence[str], arguments: Sequence[Any]) -> None:
-        connection.send_command(
-            "EVALSHA", self._digests[name], 1 + len(keys), self.keys.fence, *keys, self._submission, *arguments
-        )
-
-    @staticmethod
-    def _read(connection: Any, replies: int) -> list[Any]:
-        """Reads all replies, and raises the first error among them."""
-        answers, errors = [], []
-        for _ in range(replies):
-            try:
-                answers.append(connection.read_response())
-            except redis.exceptions.ResponseError as error:
-                errors.append(error)
         if errors:
             raise errors[0]
-        return answers
+        return answers[len(self._scripts) :]
 
     def ledger(self, fields: Mapping[str, bytes | str | int]) -> None:
         """Writes the log's ledger, whole."""
         words = ["HSET", self.keys.ledger, *(word for pair in fields.items() for word in pair)]
-
-        def send() -> None:
-            with self._answers() as connection:
-                self._send(connection, "note", [], [len(words), *words])
-                self._read(connection, len(_SCRIPTS) + 1)
-
-        self._patiently(send)
+        self._patiently(lambda: self._run([("note", [], words)]))
 
     def published_version(self, shard: int) -> bytes | None:
         """The version of a shard's header in Redis; None where Redis knows nothing of it."""

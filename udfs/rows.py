@@ -155,11 +155,11 @@ class Rows(Mapping[str, Row]):
         """Rows, given as numbers by id, as they are stored with the model's weights of them."""
         numbers = list(rows.values())
         heads = self.heads.take(numbers)
-        size = weights.itemsize * weights.shape[1]
-        heads["size"] = size
+        heads["size"] = weights.itemsize * weights.shape[1]
         parts = [heads.view(np.uint8).reshape(len(heads), HEAD.itemsize), weights.view(np.uint8)]
-        joined, size = np.concatenate(parts, axis=1).tobytes(), HEAD.itemsize + size
-        blobs = [joined[at : at + size] for at in range(0, len(joined), size)]
+        joined = np.concatenate(parts, axis=1)
+        text, length = joined.tobytes(), joined.shape[1]
+        blobs = [text[at : at + length] for at in range(0, len(text), length)]
         seen = self._seen_json(numbers) if self.family == USER else []
         if seen:
             blobs = [blob + tail for blob, tail in zip(blobs, seen, strict=True)]

@@ -44,6 +44,11 @@ def pause_redis(rng: random.Random, redis: Any) -> str:
     return f"Redis answers nobody for {millis} ms"
 
 
+def silence_redis(rng: random.Random, redis: Any) -> str:
+    redis.client_pause(12_000, all=True)  # longer than any client waits for an answer
+    return "Redis answers nobody for 12 s"
+
+
 def fill_redis(rng: random.Random, redis: Any) -> str:
     seconds = rng.uniform(0.2, 1.5)
     redis.config_set("maxmemory", 1)
@@ -76,6 +81,7 @@ _ALL: Sequence[Fault] = (
     stop_worker,
     cut_connections,
     pause_redis,
+    silence_redis,
     fill_redis,
     make_replica,
     forget_scripts,
