@@ -187,6 +187,17 @@ class Learner:
         """All rows, as if they had just been learned: to write them again into a Redis that lost them."""
         return Learned(dict(self.model.ids), [])
 
+    def drop(self, family: str, row_ids: Sequence[str]) -> None:
+        """Forgets rows: an id that comes again is a new one. The caller takes them out of the state and of Redis.
+
+        Raises
+        ------
+        KeyError
+            If one of them has no row.
+        """
+        self.rows[family].drop(row_ids)
+        self.model.drop(family, row_ids)
+
     def _letter(self, message: str, event: list[Any]) -> str:
         source, position, number, index = event[6:]
         _, sources, lines = self.batches[number]

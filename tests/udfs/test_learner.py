@@ -222,6 +222,26 @@ def test_a_group_names_exactly_what_it_touched() -> None:
         assert all(len(ids) == len(set(ids)) for ids in learned.touched.values())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_id_that_was_dropped_is_new_when_it_comes_again(kind: str) -> None:
+    log = events(80)
+    host, never = Host(kind), Host(kind)
+    for target in (host, never):
+        target.put(batch([[*e] for e in log[:40]]))
+    for family, row_id in (("user", "u0"), ("user", "u1"), ("item", "i0")):
+        host.learner.drop(family, [row_id])
+        for target in (host, never):
+            del target.rows[family, row_id]
+    never.crash()
+    assert host.learner.summary()["users"] == never.learner.summary()["users"]
+    for target in (host, never):
+        target.put(batch([[*e] for e in log[40:]]))
+    assert host.outcome == never.outcome
+    again = [e for e in log[40:] if e[2] == "u0"]
+    row = host.learner.rows["user"]["u0"]
+    assert row.count == len(again) and row.seen == never.learner.rows["user"]["u0"].seen
+
+
 # --------------------------------------------------------------------------- batches, orders and crashes
 
 
