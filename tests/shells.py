@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from udfs.learner import Learned, Learner
-from udfs.publisher import Publisher, learned_entities
+from udfs.publisher import Publisher, dropped_calls, learned_entities
 
 
 def publish(
@@ -16,5 +16,7 @@ def publish(
     epoch: int = 7,
 ) -> None:
     """Writes what was learned, or all that is known, to Redis."""
-    rows = learner.encode(learned or learner.everything())
-    publisher.learned(*learned_entities(learner, rows, publisher.keys, shard, shards, epoch))
+    learned = learned or learner.everything()
+    where = (publisher.keys, shard, shards, epoch)
+    drops = dropped_calls(learner, learned.dropped, *where)
+    publisher.learned(*learned_entities(learner, learner.encode(learned), *where), drops)

@@ -40,6 +40,9 @@ class Ids(Mapping[str, int]):
     def __len__(self) -> int:
         return len(self._numbers)
 
+    def __contains__(self, row_id: object) -> bool:
+        return row_id in self._numbers
+
     def find(self, row_ids: Iterable[str]) -> list[int]:
         """The number of each id, -1 of one that is not known."""
         return list(map(self._numbers.get, row_ids, repeat(-1)))

@@ -11,7 +11,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 import redis
@@ -25,7 +25,7 @@ from udfs.tilefeed import RECORD, UNIT, total, unescape
 
 # Entities a script call: Redis serves nobody else during one, about 1 ms.
 _PER_CALL: Final = 500
-_SCRIPTS: Final = ("publish_learned", "publish_tiles", "note")
+_SCRIPTS: Final = ("publish_learned", "drop_learned", "publish_tiles", "note")
 _TRANSIENT: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 # Words of a server that will take writes again: full, a replica until a failover is done, loading, or in a script.
 # They come as they are, or in the middle of a script's error.
@@ -34,6 +34,14 @@ _NOT_NOW: Final = re.compile(r"(?:^|\W)(?:OOM|READONLY|LOADING|MASTERDOWN|BUSY|N
 Result = TypeVar("Result")
 Entity = tuple[str, list[bytes | str | int]]  # a key, and its part of a script's ARGV
 Call = tuple[str, Sequence[str], Sequence[Any]]  # a script, and its KEYS and ARGV but for fence and submission
+
+
+class Published(NamedTuple):
+    """What Redis knows of a shard, by its header: ``events`` that were learned or diverged, rows that were dropped."""
+
+    version: bytes
+    events: int
+    dropped: int
 
 
 class PublishError(RuntimeError):
@@ -81,8 +89,12 @@ class Publisher:
     def close(self) -> None:
         self._redis.close()
 
-    def learned(self, entities: Sequence[Entity], items: Mapping[str, Mapping[str, int]]) -> bytes | None:
+    def learned(
+        self, entities: Sequence[Entity], items: Mapping[str, Mapping[str, int]], drops: Sequence[Call] = ()
+    ) -> bytes | None:
         """Writes learned fields, and notes the items in the sets ``items`` (key to ids and their ``seq``).
+
+        What ``drops`` takes away goes first, so that the header comes when all else is done.
 
         Retried as a whole: every write is idempotent. Returns the version that the last entity had before, None if
         Redis did not know it: where that is the shard's header, it tells whether Redis still has what it was given.
@@ -92,7 +104,9 @@ class Publisher:
             for key, members in items.items()
             for part in _parts(list(members.items()))
         ]
-        before: bytes | None = self._patiently(lambda: self._write("publish_learned", [self._ttl], entities, notes))
+        before: bytes | None = self._patiently(
+            lambda: self._write("publish_learned", [self._ttl], entities, notes, drops)
+        )
         return before
 
     def tiles(self, entities: Sequence[Entity], keep: Mapping[str, int]) -> None:
@@ -101,11 +115,17 @@ class Publisher:
         self._patiently(lambda: self._write("publish_tiles", [self._ttl, *spans], entities, []))
 
     def _write(
-        self, name: str, head: Sequence[Any], entities: Sequence[Entity], notes: Sequence[tuple[Any, ...]]
+        self,
+        name: str,
+        head: Sequence[Any],
+        entities: Sequence[Entity],
+        notes: Sequence[tuple[Any, ...]],
+        drops: Sequence[Call] = (),
     ) -> Any:
         """Runs a script over the entities, then the commands ``notes``; returns the script's last answer."""
 
         def calls() -> Iterator[Call]:
+            yield from drops
             for part in _parts(entities):
                 arguments = [argument for _, entity in part for argument in entity]
                 yield name, [key for key, _ in part], [*head, *arguments]
@@ -157,10 +177,14 @@ class Publisher:
         words = ["HSET", self.keys.ledger, *(word for pair in fields.items() for word in pair)]
         self._patiently(lambda: self._run([("note", [], words)]))
 
-    def published_version(self, shard: int) -> bytes | None:
-        """The version of a shard's header in Redis; None where Redis knows nothing of it."""
-        found: bytes | None = self._patiently(lambda: self._redis.hget(self.keys.model(shard), Field.VERSION))
-        return found
+    def published(self, shard: int) -> Published | None:
+        """What Redis knows of a shard; None where it knows nothing of it."""
+        found, blob = self._patiently(lambda: self._redis.hmget(self.keys.model(shard), Field.VERSION, "summary"))
+        if found is None:
+            return None
+        summary = orjson.loads(blob)
+        counts = summary["counts"]
+        return Published(found, counts["learned"] + counts["diverged"], sum(summary.get("dropped", {}).values()))
 
     def _patiently(self, send: Callable[[], Result]) -> Result:
         deadline = time.monotonic() + self._patience
@@ -236,6 +260,26 @@ def learned_entities(
     return entities, {keys.items(shard): items} if items else {}
 
 
+def dropped_calls(
+    learner: Learner, dropped: Mapping[str, Iterable[str]], keys: Keys, shard: int, shards: int, epoch: int
+) -> list[Call]:
+    """The calls that take the learned fields of dropped rows out of Redis, given as ids by family.
+
+    To be made when the learner has learned nothing since that would bring one of them back.
+    """
+    calls: list[Call] = []
+    up_to = [version(epoch, learner.seq), learner.seq]
+    both = (Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR)
+    of_users = [*both, Field.SHARD, Field.SEEN]
+    of_items = [sharded(name, shard, shards) for name in (*both, Field.POPULARITY)]
+    for family, key_of, fields in ((USER, keys.user, of_users), (ITEM, keys.item, of_items)):
+        for part in _parts(list(dropped.get(family, ()))):
+            row_keys = [key_of(row_id) for row_id in part]
+            members = part if family == ITEM else ()
+            calls.append(("drop_learned", [keys.items(shard), *row_keys], [*up_to, len(fields), *fields, *members]))
+    return calls
+
+
 def _header(learner: Learner, shards: int, epoch: int) -> list[bytes | str | int]:
     summary = learner.summary()
     pairs: list[bytes | str | int] = []
@@ -248,6 +292,7 @@ def _header(learner: Learner, shards: int, epoch: int) -> list[bytes | str | int
         "updated_at": learner.updated_at,
         "users": summary["users"],
         "items": summary["items"],
+        "items_dropped": learner.dropped[ITEM],
         "metrics": orjson.dumps(summary["metrics"]),
         "summary": orjson.dumps(summary),
     }.items():

@@ -122,6 +122,20 @@ class Rows(Mapping[str, Row]):
         if self.family == USER:
             self.seen += [()] * (places - len(self.seen))
 
+    def older_than(self, time: int) -> list[str]:
+        """The ids of the rows whose newest event was before a time."""
+        heads = self.heads[: len(self.ids.names)]
+        return [self.ids.names[at] for at in np.flatnonzero((heads["updated_at"] < time) & (heads["count"] > 0))]
+
+    def oldest(self, n: int) -> list[str]:
+        """The ids of the ``n`` rows that were learned longest ago; there must be as many.
+
+        No two rows were learned last by the same event, so it is clear which they are.
+        """
+        heads = self.heads[: len(self.ids.names)]
+        seqs = np.where(heads["count"] > 0, heads["seq"], np.iinfo(np.uint64).max)
+        return [self.ids.names[at] for at in np.argpartition(seqs, n - 1)[:n]]
+
     def drop(self, row_ids: Iterable[str]) -> None:
         """Forgets what is known of rows; to be called while their ids still have numbers.
 

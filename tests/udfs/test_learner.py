@@ -66,6 +66,9 @@ class Host:
             self.learned.append(learned)
             for family, rows in self.learner.encode(learned).items():
                 self.rows |= {(family, row_id): blob for row_id, blob in zip(rows.row_ids, rows.blobs, strict=True)}
+            for family, row_ids in learned.dropped.items():
+                for row_id in row_ids:
+                    self.rows.pop((family, row_id), None)
         for finished in self.learner.finished_batches():
             self.waiting.pop(finished, None)
         self.header = self.learner.header()
@@ -76,6 +79,7 @@ class Host:
         assert self.header is not None
         header = orjson.loads(self.header)
         del header["batch_number"]
+        header.pop("dropped", None)
         return header, self.rows
 
 

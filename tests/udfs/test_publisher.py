@@ -65,7 +65,7 @@ def test_every_field_of_a_user_and_an_item(publisher: Publisher, redis_connectio
 
 
 def test_the_header_of_a_shard(publisher: Publisher, redis_connection: Any) -> None:
-    assert publisher.published_version(0) is None
+    assert publisher.published(0) is None
     learner = learner_of(EVENTS)
     publish(publisher, learner)
     header = redis_connection.hgetall("p:model:0")
@@ -74,7 +74,7 @@ def test_the_header_of_a_shard(publisher: Publisher, redis_connection: Any) -> N
     assert (header[b"users"], header[b"items"], header[b"updated_at"]) == (b"3", b"3", str(T0 + 3).encode())
     assert orjson.loads(header[b"metrics"])["n"] == 4
     assert orjson.loads(header[b"summary"])["counts"]["learned"] == 4
-    assert publisher.published_version(0) == version(EPOCH, 1)
+    assert publisher.published(0) == (version(EPOCH, 1), 4, 0)
 
 
 def test_a_model_without_factors_has_no_vectors(publisher: Publisher, redis_connection: Any) -> None:
