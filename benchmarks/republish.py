@@ -51,9 +51,11 @@ def main() -> None:
             stopped = republish(common, connection)
             progress("running")
             job = subprocess.Popen([_FRESHET, "run", *common], stdout=subprocess.DEVNULL)
-            while connection.hget(_KEYS.ledger, "published_at") is None or job.poll() is not None:
+            connection.hdel(_KEYS.ledger, "alive_at:0")
+            while not connection.hexists(_KEYS.ledger, "alive_at:0"):  # it restores its state
+                if job.poll() is not None:
+                    raise RuntimeError(f"the run ended with exit code {job.returncode}")
                 time.sleep(0.1)
-            time.sleep(20)  # until it has restored its state
             running = republish(common, connection)
             job.terminate()
             job.wait()

@@ -30,6 +30,8 @@ class Standing:
         pending is read again by this one: it is in ``read`` here too, and counted in ``carried``.
     complete
         The input has ended, and all of it is learned.
+    replayed
+        Events that were learned again after restarts; each counts once in all else.
     fenced
         A job that was submitted later has taken over the prefix.
     attempt
@@ -48,6 +50,7 @@ class Standing:
     users: int = 0
     items: int = 0
     writes: int = 0
+    replayed: int = 0
     first_read_at: int = 0
     published_at: int = 0
     complete: bool = False
@@ -69,7 +72,8 @@ class Monitor:
         self._run_id = run_id
         self._submission = submission
         self._metrics = metrics
-        self._writes_before = int(connection.hget(keys.ledger, "writes") or 0)
+        before = connection.hgetall(keys.ledger)
+        self._before = int(before.get(b"writes", 0)), _replayed(before)
 
     def standing(self) -> Standing:
         pipe = self._redis.pipeline(transaction=False)
@@ -79,7 +83,7 @@ class Monitor:
             pipe.hget(self._keys.model(shard), "summary")
         fence, ledger, *blobs = pipe.execute()
         shards = [orjson.loads(blob) for blob in blobs if blob]
-        now = standing(ledger, shards, self._run_id, self._shards, self._writes_before, self._metrics)
+        now = standing(ledger, shards, self._run_id, self._shards, self._before, self._metrics)
         return replace(now, fenced=int(fence or 0) > self._submission)
 
     def final(self) -> Standing:
@@ -98,10 +102,14 @@ def standing(
     shards: list[dict[str, Any]],
     run_id: str,
     n_shards: int,
-    writes_before: int,
+    before: tuple[int, int],
     metrics: Sequence[str] = (),
 ) -> Standing:
-    """The run's standing from the ledger's hash and the shards' summaries; ``metrics`` are named in any case."""
+    """The run's standing from the ledger's hash and the shards' summaries.
+
+    ``before``: how many entities had been sent, and events been learned again, before the run. ``metrics`` are named in
+    any case.
+    """
     unknown: dict[str, Any] = {name.lower(): None for name in metrics}
     mine = [s for s in shards if s["run_id"] == run_id]
     life = pooled(s["counts"]["means"] for s in shards)
@@ -137,7 +145,8 @@ def standing(
         users=sum(s["users"] for s in shards),
         # At least: what one shard knows. Monitor.final counts those that others know besides.
         items=max((s["items"] for s in shards), default=0),
-        writes=int(ledger.get(b"writes", 0)) - writes_before,
+        writes=max(int(ledger.get(b"writes", 0)) - before[0], 0),
+        replayed=max(_replayed(ledger) - before[1], 0),
         first_read_at=int(ledger.get(b"first_read_at", 0)) if started else 0,
         published_at=int(ledger.get(b"published_at", 0)),
         complete=(
@@ -155,6 +164,10 @@ def standing(
             if name.startswith(Field.ALIVE.encode())
         },
     )
+
+
+def _replayed(ledger: Mapping[bytes, bytes]) -> int:
+    return sum(int(count) for name, count in ledger.items() if name.startswith(Field.REPLAYED.encode()))
 
 
 class Watchdog:
@@ -262,6 +275,8 @@ def summary_table(summary: Mapping[str, Any], rejected: Mapping[str, int]) -> Ta
     published = summary["published"]
     table.add_row("in Redis", f"{published['users']:,} users, {published['items']:,} items")
     table.add_row("entities sent", f"{published['writes']:,}")
+    if summary["replayed"]:
+        table.add_row("replayed", f"{summary['replayed']:,}")
     rate = summary["events_per_second"]
     table.add_row("events/s", "-" if rate is None else f"{rate:,.0f}")
     table.add_row("seconds", f"{summary['seconds']['total']:.1f} in all")

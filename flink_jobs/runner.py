@@ -31,6 +31,7 @@ from udfs.building import build
 from udfs.events import EventFormat
 from udfs.generator import SOURCE as GENERATOR
 from udfs.generator import GeneratorConfig, GeneratorFeed
+from udfs.growth import GrowthConfig
 from udfs.intake import IntakeConfig
 from udfs.learner import LearnerConfig
 from udfs.publisher import Publisher, draw_submission
@@ -379,7 +380,7 @@ def _job(
     else:
         config = GeneratorConfig(**settings.generator.model_dump())
         source = FeedSource(GENERATOR, functools.partial(GeneratorFeed, config, run_id), ("source", "index"))
-    serving, tiles = settings.serving, settings.tiles
+    serving, tiles, growth = settings.serving, settings.tiles, settings.growth
     ttl = span_ms(serving.expire_after) if serving.expire_after else 0
     patience = span_ms(settings.redis_client.patience) / 1_000
     return Job(
@@ -402,6 +403,12 @@ def _job(
             metrics=tuple(settings.metrics),
             seen=serving.seen,
             half_life=span_ms(serving.half_life),
+            growth=GrowthConfig(
+                max_users=growth.max_users,
+                max_items=growth.max_items,
+                expire_after=span_ms(growth.expire_after) if growth.expire_after else None,
+            ),
+            repeatable=source.merged or resolved.time == "event",
             position_names=source.position_names,
             run_id=run_id,
         ),
@@ -519,6 +526,7 @@ def _summary(resolved: Resolved, standing: Standing, *, stopped: bool, total: fl
         "metrics": standing.metrics,
         "metrics_run": standing.metrics_run,
         "published": {"users": standing.users, "items": standing.items, "writes": standing.writes},
+        "replayed": standing.replayed,
         "events_per_second": standing.events["read"] / running if running > 0 else None,
         "seconds": {"total": total, "running": max(running, 0.0)},
         "model": resolved.model_name,

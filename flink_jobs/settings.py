@@ -142,6 +142,12 @@ class ServingSettings(_Section):
     expire_after: Span | None = Field(None, description="how long an entity stays in Redis after its last write")
 
 
+class GrowthSettings(_Section):
+    max_users: int | None = Field(None, ge=1, description="most users that a shard knows")
+    max_items: int | None = Field(None, ge=1, description="most items that a shard knows")
+    expire_after: Span | None = Field(None, description="event time after which a row goes that no event has met")
+
+
 class RedisSettings(_Section):
     patience: Span = Field("30s", description="how long a worker tries again while Redis is away")
 
@@ -179,6 +185,7 @@ class Settings(_Section):
     dedup: DedupSettings = DedupSettings()
     tiles: TileSettings = TileSettings()
     serving: ServingSettings = ServingSettings()
+    growth: GrowthSettings = GrowthSettings()
 
 
 _FREE: Final = ("model", "field", "weight", "tiles.keep")  # sections whose keys are not fixed

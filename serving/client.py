@@ -330,6 +330,7 @@ class _ItemMatrix:
         self._biases = np.empty(0)
         self._popularity = np.empty(0)
         self._seq = -1.0
+        self._dropped = 0
         self._epoch = b""
 
     @property
@@ -352,13 +353,16 @@ class _ItemMatrix:
         return self._popularity[: len(self.ids)]
 
     def refresh(self, connection: Any, keys: Keys) -> None:
-        version, shards = connection.hmget(keys.model(self._shard), Field.VERSION, "shards")
+        version, shards, items_dropped = connection.hmget(
+            keys.model(self._shard), Field.VERSION, "shards", "items_dropped"
+        )
         if version is None:
             self._clear()
             return
-        epoch = version.partition(b".")[0]
+        epoch = version.rpartition(b".")[0]
         if epoch != self._epoch:
-            # The job was started anew, perhaps with other shards: what it knew before is gone.
+            # The job was started anew, perhaps with other shards, or replays what it had learned, perhaps in another
+            # order: what was known before is gone.
             self._clear()
             self._epoch = epoch
         fields = [sharded(f, self._shard, int(shards)) for f in (Field.VECTOR, Field.BIAS, Field.POPULARITY)]
@@ -372,6 +376,12 @@ class _ItemMatrix:
                 if bias is not None:
                     self._put(member.decode(), decode_vector(vector), float(bias), float(popularity))
                 self._seq = max(self._seq, score)
+        dropped = int(items_dropped or 0)
+        if dropped != self._dropped:
+            known = {member.decode() for member in connection.zrange(keys.items(self._shard), 0, -1)}
+            for item_id in [item_id for item_id in self.ids if item_id not in known]:
+                self._remove(item_id)
+            self._dropped = dropped
 
     def _put(self, item_id: str, vector: Vector, bias: float, popularity: float) -> None:
         row = self.rows.get(item_id)
@@ -388,6 +398,16 @@ class _ItemMatrix:
         self._vectors[row] = vector
         self._biases[row] = bias
         self._popularity[row] = popularity
+
+    def _remove(self, item_id: str) -> None:
+        """The last row takes the place of the one that goes."""
+        row, last = self.rows.pop(item_id), len(self.ids) - 1
+        if row != last:
+            self.ids[row] = self.ids[last]
+            self.rows[self.ids[row]] = row
+            for of in (self._vectors, self._biases, self._popularity):
+                of[row] = of[last]
+        self.ids.pop()
 
 
 def _learned(fields: Mapping[bytes, bytes], suffix: str) -> Learned | None:

@@ -21,7 +21,7 @@ _SCRIPTS: Final = Path(__file__).parent
 
 
 class Field:
-    """The names of the fields of an entity's hash, and, the last three, of the ledger."""
+    """The names of the fields of an entity's hash, and, the last five, of the ledger."""
 
     VECTOR = "vector"
     BIAS = "bias"
@@ -37,6 +37,8 @@ class Field:
     ATTEMPT = "attempt"
     ALIVE = "alive_at"
     REPUBLISH = "republish"
+    REACHED = "reached"
+    REPLAYED = "replayed"
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,14 @@ def sharded(field: str, shard: int, shards: int) -> str:
     return f"{field}:{shard}" if shards > 1 else field
 
 
-def version(epoch: int, seq: int) -> bytes:
-    """A version that orders as its text does: first the state's epoch (its birth, ms), then its ``seq``.
+def version(epoch: int, attempt: int, seq: int) -> bytes:
+    """A version that orders as its text does: first the state's epoch (its birth, ms), then which attempt at the job
+    wrote it, then its ``seq``.
 
-    >>> version(1700000000000, 42)
-    b'1700000000000.0000000000000042'
+    >>> version(1700000000000, 3, 42)
+    b'1700000000000.00000003.0000000000000042'
     """
-    return b"%013d.%016d" % (epoch, seq)
+    return b"%013d.%08d.%016d" % (epoch, attempt, seq)
 
 
 def encode_vector(vector: np.ndarray[Any, Any]) -> bytes:

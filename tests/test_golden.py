@@ -195,7 +195,7 @@ def test_redis_fields(golden: dict[str, Any]) -> None:
     vector = np.array([0.5, -1.25, 3.0e-5, 1e30])
     assert encode_vector(vector).hex() == golden["redis"]["vector"]
     assert decode_vector(bytes.fromhex(golden["redis"]["vector"])).tolist() == vector.astype("f4").tolist()
-    assert version(T0, 42).decode() == golden["redis"]["version"]
+    assert version(T0, 3, 42).decode() == golden["redis"]["version"]
     tile = encode_tile(3, 7.5, 2, {"view": 2, "buy": 1})
     fields = {tile_field("5m", T0).encode(): tile, tile_field("5m", T0, 2).encode(): tile}
     assert {name.decode(): blob.decode() for name, blob in fields.items()} == golden["redis"]["tiles"]

@@ -15,16 +15,15 @@ from pyflink.common import Row, Types
 from pyflink.datastream import KeyedProcessFunction, OutputTag, ProcessFunction, RuntimeContext
 from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
-from serving.schema import version
 from udfs.batch import Batch
 from udfs.chunk import Chunk
 from udfs.intake import Intake, IntakeConfig
 from udfs.learner import Learner, LearnerConfig
 from udfs.models import RowModel
 from udfs.names import State
-from udfs.publisher import Publisher, learned_entities, tile_entities
+from udfs.outbox import Outbox
+from udfs.publisher import Author, Publisher, tile_entities
 from udfs.reading import Feed
-from udfs.rows import EncodedRows
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
 
@@ -165,7 +164,7 @@ class LearnFunction(KeyedProcessFunction):
         self._rows = runtime_context.get_map_state(MapStateDescriptor(State.ROWS, Types.STRING(), BYTES))
         self._waiting = runtime_context.get_map_state(MapStateDescriptor(State.WAITING, Types.LONG(), BYTES))
         self._learners: dict[str, Learner] = {}
-        self._acknowledged: dict[str, bytes] = {}  # the version of each shard's header that Redis has taken
+        self._outboxes: dict[str, Outbox] = {}
         _calm_collector()
         self._publisher = self._make_publisher()
 
@@ -176,7 +175,7 @@ class LearnFunction(KeyedProcessFunction):
         key = ctx.get_current_key()
         learner = self._learners.get(key) or self._restored(key)
         if value == _BEAT:
-            self._assure(key, learner)
+            self._outboxes[key].assure()
             self._publisher.alive(self._shard_of[key])
             return
         batch = Batch.decode(value)
@@ -186,7 +185,10 @@ class LearnFunction(KeyedProcessFunction):
             for family, rows in encoded.items():
                 for row_id, blob in zip(rows.row_ids, rows.blobs, strict=True):
                     self._rows.put(f"{family}:{row_id}", blob)
-            self._publish(key, learner, encoded)
+            for family, row_ids in learned.dropped.items():
+                for row_id in row_ids:
+                    self._rows.remove(f"{family}:{row_id}")
+            self._outboxes[key].publish(learned, encoded)
             if learned.dead_letters:
                 yield DEAD_LETTERS, "\n".join(learned.dead_letters)
         for finished in learner.finished_batches():
@@ -198,45 +200,14 @@ class LearnFunction(KeyedProcessFunction):
         self._header.update(learner.header())
         self._publisher.alive(self._shard_of[key])
 
-    def _publish(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> None:
-        before = self._write(key, learner, encoded)
-        if self._lost(key, before):
-            self._write_everything(key, learner)
-        self._acknowledged[key] = version(self._epoch, learner.batch_number)
-
-    def _assure(self, key: str, learner: Learner) -> None:
-        """Writes everything where Redis has lost it, which a batch finds by the way, or where someone asks for it."""
-        shard = self._shard_of[key]
-        known, asked = self._publisher.known(shard)
-        if self._lost(key, known) or (asked and key in self._acknowledged):
-            self._write_everything(key, learner)
-        if asked:
-            self._publisher.republished(shard)
-
-    def _lost(self, key: str, known: bytes | None) -> bool:
-        """Whether Redis was wiped or put back: the header that it knows is not the one that it has acknowledged."""
-        return (known or b"") < self._acknowledged.get(key, b"")
-
-    def _write_everything(self, key: str, learner: Learner) -> None:
-        self._write(key, learner, learner.encode(learner.everything()))
-
-    def _write(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> bytes | None:
-        """Publishes rows and the header; returns the version of the header that Redis had before."""
-        shard = self._shard_of[key]
-        return self._publisher.learned(
-            *learned_entities(learner, encoded, self._publisher.keys, shard, len(self._shard_of), self._epoch)
-        )
-
     def _restored(self, key: str) -> Learner:
         learner = self._learners[key] = Learner(self._config, self._make_model())
         header = self._header.value()
-        if header is None:
-            return learner
-        rows = ((*name.split(":", 1), blob) for name, blob in self._rows.items())
-        learner.restore(header, rows, self._waiting.items())
-        # A checkpoint covers only what Redis has acknowledged.
-        self._acknowledged[key] = version(self._epoch, learner.batch_number)
-        self._assure(key, learner)
+        if header is not None:
+            rows = ((*name.split(":", 1), blob) for name, blob in self._rows.items())
+            learner.restore(header, rows, self._waiting.items())
+        author = Author(self._publisher.keys, self._shard_of[key], len(self._shard_of), self._epoch)
+        self._outboxes[key] = Outbox(self._publisher, learner, author)
         return learner
 
 

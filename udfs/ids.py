@@ -8,24 +8,28 @@ from itertools import repeat
 
 
 class Ids(Mapping[str, int]):
-    """The ids of a family and their numbers, from 0 in the order they came.
+    """The ids of a family and their numbers, from 0 in the order they came; a number that is free is given again.
 
     Attributes
     ----------
     names
-        The ids by number. Whoever keeps an id keeps this text and not one of its own: a text is a large thing
-        to have fifty times in a million rows.
+        The ids by number, empty where a number is free: a table needs as many places as there are names. Whoever
+        keeps an id keeps this text and not one of its own: a text is a large thing to have fifty times in a million
+        rows.
 
     Examples
     --------
     >>> ids = Ids()
     >>> ids.add(["tea", "rum", "tea"]), ids.names, dict(ids)
     ([0, 1, 0], ['tea', 'rum'], {'tea': 0, 'rum': 1})
+    >>> ids.remove(["tea"]), ids.add(["gin", "ale"]), ids.names
+    ([0], [0, 2], ['gin', 'rum', 'ale'])
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self._numbers: dict[str, int] = {}
+        self._free: list[int] = []
 
     def __getitem__(self, row_id: str) -> int:
         return self._numbers[row_id]
@@ -36,19 +40,40 @@ class Ids(Mapping[str, int]):
     def __len__(self) -> int:
         return len(self._numbers)
 
+    def __contains__(self, row_id: object) -> bool:
+        return row_id in self._numbers
+
     def find(self, row_ids: Iterable[str]) -> list[int]:
         """The number of each id, -1 of one that is not known."""
         return list(map(self._numbers.get, row_ids, repeat(-1)))
 
     def add(self, row_ids: Sequence[str]) -> list[int]:
-        """The number of each id; an id that is not known gets the next."""
-        numbers, names = self._numbers, self.names
+        """The number of each id; an id that is not known gets a free one, or the next."""
+        numbers, names, free = self._numbers, self.names, self._free
         for row_id in row_ids:
             if row_id not in numbers:
                 name = sys.intern(row_id)
-                numbers[name] = len(names)
-                names.append(name)
+                if free:
+                    numbers[name] = free.pop()
+                    names[numbers[name]] = name
+                else:
+                    numbers[name] = len(names)
+                    names.append(name)
         return [numbers[row_id] for row_id in row_ids]
+
+    def remove(self, row_ids: Iterable[str]) -> list[int]:
+        """Forgets ids, and returns the numbers they had, which are free from now on.
+
+        Raises
+        ------
+        KeyError
+            If one of them is not known.
+        """
+        removed = [self._numbers.pop(row_id) for row_id in row_ids]
+        for number in removed:
+            self.names[number] = ""
+        self._free += removed
+        return removed
 
 
 class Group:

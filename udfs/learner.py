@@ -26,6 +26,7 @@ import orjson
 from udfs.batch import Batch
 from udfs.building import build
 from udfs.deadletters import dead_letter
+from udfs.growth import Bounds, GrowthConfig
 from udfs.ids import Group
 from udfs.metrics import Prequential, since, values
 from udfs.models import ITEM, USER, RowModel
@@ -52,6 +53,10 @@ class LearnerConfig:
         Milliseconds in which an item's popularity halves.
     group
         How many events are learned, stored and published at once.
+    growth
+        How many rows there may be, and for how long.
+    repeatable
+        A replay learns in the same order. False: only the order within a source is the same.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -61,16 +66,45 @@ class LearnerConfig:
     seen: int = 50
     half_life: int = 7 * 86_400_000
     group: int = 200_000
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+    repeatable: bool = True
     position_names: tuple[str, str] = ("file", "line")
     run_id: str = ""
 
 
 @dataclass
 class Learned:
-    """What one group of interactions changed: by family, the numbers of rows by id."""
+    """What interactions changed.
 
-    touched: dict[str, Mapping[str, int]]
-    dead_letters: list[str]
+    Attributes
+    ----------
+    touched
+        By family, the numbers of the rows that were learned, by id.
+    dead_letters
+        Of the events that diverged.
+    dropped
+        By family, the ids of the rows that are gone, and have not come again.
+    """
+
+    touched: dict[str, dict[str, int]]
+    dead_letters: list[str] = field(default_factory=list)
+    dropped: dict[str, set[str]] = field(default_factory=dict)
+
+    def drop(self, family: str, row_ids: Iterable[str]) -> None:
+        """Adds that rows went."""
+        for row_id in row_ids:
+            self.touched[family].pop(row_id, None)
+            self.dropped.setdefault(family, set()).add(row_id)
+
+    def add(self, later: Learned) -> None:
+        """Adds what came next."""
+        for family, row_ids in later.dropped.items():
+            self.drop(family, row_ids)
+        for family, rows in later.touched.items():
+            self.touched[family].update(rows)
+            if family in self.dropped:
+                self.dropped[family].difference_update(rows)
+        self.dead_letters += later.dead_letters
 
 
 class Learner:
@@ -81,6 +115,12 @@ class Learner:
         self.model = model
         self.scores = Prequential(config.metrics)
         self.rows = {family: Rows(family, ids) for family, ids in model.ids.items()}
+        self.bounds = Bounds(config.growth, self.rows) if config.growth.is_bounded else None
+        # How many rows were dropped, by family; and whether that was, before a restart, by other bounds.
+        self.dropped = dict.fromkeys(self.rows, 0)
+        self.rebounded = False
+        # Of what was met, the newest position of each source; empty where the order says it all.
+        self.positions: dict[str, int] = {}
         self.seq = 0
         self.learned = 0
         self.diverged = 0
@@ -124,9 +164,10 @@ class Learner:
             # The next input has a time of its own.
             self.released = None
         for start in range(0, len(ready), self.config.group):
-            yield self._learn(ready[start : start + self.config.group])
+            group = ready[start : start + self.config.group]
+            yield self._learn(group) if self.bounds is None else self._learn_bounded(group, self.bounds)
         if not ready:
-            yield Learned({family: {} for family in self.rows}, [])
+            yield self.nothing()
 
     def finished_batches(self) -> list[int]:
         """Forgets the batches of which nothing waits any more, and names them."""
@@ -149,6 +190,22 @@ class Learner:
         kept = b"\n".join([raw[event[9]] for event in waiting])
         return Batch(self.released, False, sources, [event[:8] for event in waiting], kept).encode()
 
+    def nothing(self) -> Learned:
+        """No change."""
+        return Learned({family: {} for family in self.rows})
+
+    def _learn_bounded(self, events: list[list[Any]], bounds: Bounds) -> Learned:
+        """Learns a group in pieces, and drops between them what must go."""
+        learned, start = self.nothing(), 0
+        while start < len(events):
+            for family, row_ids in bounds.excess(events[start], self.updated_at):
+                self.drop(family, row_ids)
+                learned.drop(family, row_ids)
+            end = bounds.piece(events, start, self.updated_at)
+            learned.add(self._learn(events[start:end]))
+            start = end
+        return learned
+
     def _learn(self, events: list[list[Any]]) -> Learned:
         config, ids = self.config, self.model.ids
         weights, default = config.weights, config.default_weight
@@ -160,6 +217,10 @@ class Learner:
         self.updated_at = max(self.updated_at, max(event[0] for event in events))
         self.latest = (events[-1][2], events[-1][3])
         letters = [self._letter(str(verdict), events[place]) for place, verdict in diverged.items()]
+        if not config.repeatable:
+            for event in events:
+                source = self.batches[event[8]][1][event[6]]
+                self.positions[source] = max(event[7], self.positions.get(source, -1))
         if diverged:
             left = [place for place in range(len(events)) if place not in diverged]
             events, targets = [events[place] for place in left], [targets[place] for place in left]
@@ -177,15 +238,33 @@ class Learner:
         self.seq += len(events)
         self.learned += len(events)
         self.diverged += len(letters)
-        touched: dict[str, Mapping[str, int]] = {
+        touched = {
             family: dict(zip(group.distinct, group.numbers, strict=True))
             for family, group in ((USER, users), (ITEM, items))
         }
         return Learned(touched, letters)
 
+    @property
+    def reached(self) -> Mapping[str, int]:
+        """How far it is, for one that replays: by source the newest position, or, where the order is the same, under no
+        name the number of events."""
+        return {"": self.learned + self.diverged} if self.config.repeatable else self.positions
+
     def everything(self) -> Learned:
         """All rows, as if they had just been learned: to write them again into a Redis that lost them."""
-        return Learned(dict(self.model.ids), [])
+        return Learned({family: dict(ids) for family, ids in self.model.ids.items()})
+
+    def drop(self, family: str, row_ids: Sequence[str]) -> None:
+        """Forgets rows: an id that comes again is a new one. The caller takes them out of the state and of Redis.
+
+        Raises
+        ------
+        KeyError
+            If one of them has no row.
+        """
+        self.rows[family].drop(row_ids)
+        self.model.drop(family, row_ids)
+        self.dropped[family] += len(row_ids)
 
     def _letter(self, message: str, event: list[Any]) -> str:
         source, position, number, index = event[6:]
@@ -200,21 +279,26 @@ class Learner:
 
     def header(self) -> bytes:
         """The small part of the state, stored after each group."""
-        return orjson.dumps(
-            {
-                "layout": LAYOUT,
-                "model": orjson.Fragment(self.model.header()),
-                "seq": self.seq,
-                "counts": self._counts(),
-                "base": self.base,
-                "carried": self.carried,
-                "run_id": self.run_id,
-                "ended": self.ended,
-                "updated_at": self.updated_at,
-                "released": self.released,
-                "batch_number": self.batch_number,
-            }
-        )
+        header = {
+            "layout": LAYOUT,
+            "model": orjson.Fragment(self.model.header()),
+            "seq": self.seq,
+            "counts": self._counts(),
+            "base": self.base,
+            "carried": self.carried,
+            "run_id": self.run_id,
+            "ended": self.ended,
+            "updated_at": self.updated_at,
+            "released": self.released,
+            "batch_number": self.batch_number,
+        }
+        if self.bounds is not None:
+            header["growth"] = self.config.growth.stored()
+        if any(self.dropped.values()):
+            header["dropped"] = self.dropped
+        if self.positions:
+            header["positions"] = self.positions
+        return orjson.dumps(header)
 
     def encode(self, learned: Learned) -> dict[str, EncodedRows]:
         """The touched rows by family, encoded once for the state and for Redis."""
@@ -253,6 +337,9 @@ class Learner:
         self.base, self.carried, self.run_id = stored["base"], stored["carried"], stored["run_id"]
         self.ended, self.updated_at = stored["ended"], stored["updated_at"]
         self.released, self.batch_number = stored["released"], stored["batch_number"]
+        self.dropped |= stored.get("dropped", {})
+        self.positions = stored.get("positions", {})
+        self.rebounded = stored.get("growth", GrowthConfig().stored()) != self.config.growth.stored()
         for family, row_id, blob in rows:
             self.model.decode_row(family, row_id, self.rows[family].restore(row_id, blob))
         for number, blob in sorted(batches):
@@ -280,6 +367,7 @@ class Learner:
             "ended": self.ended,
             "users": len(self.rows[USER]),
             "items": len(self.rows[ITEM]),
+            "dropped": self.dropped,
             "latest": self.latest,
             "metrics": values(self.scores.means),
             "metrics_run": values(since(self.scores.means, self.base["means"])),

@@ -95,6 +95,16 @@ class RowModel(ABC):
         """
 
     @abstractmethod
+    def drop(self, family: str, row_ids: Sequence[str]) -> None:
+        """Forgets rows and their numbers: an id that comes again is a new one.
+
+        Raises
+        ------
+        KeyError
+            If one of them has no row.
+        """
+
+    @abstractmethod
     def biases(self, family: str, weights: Array) -> Array:
         """The biases in what :meth:`encode_rows` gave: shape ``(len(weights),)``."""
 

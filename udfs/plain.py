@@ -135,8 +135,8 @@ class PlainBiasedMF(RiverRanker):
         self._fitting(family)[numbers] = rows
 
     def _fitting(self, family: str) -> Array:
-        """The table of a family, with a place for each id."""
-        table, needed = self._tables[family], len(self.ids[family])
+        """The table of a family, with a place for each number."""
+        table, needed = self._tables[family], len(self.ids[family].names)
         if needed > len(table):
             more = np.zeros((max(needed, len(table)), table.shape[1]), dtype="<f8")
             table = self._tables[family] = np.concatenate([table, more])

@@ -7,12 +7,14 @@ did not arrive. Redis away: it tries again with backoff, then raises, and Flink 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 import redis
@@ -26,7 +28,13 @@ from udfs.tilefeed import RECORD, UNIT, total, unescape
 
 # Entities a script call: Redis serves nobody else during one, about 1 ms.
 _PER_CALL: Final = 500
-_SCRIPTS: Final = ("publish_learned", "publish_tiles", "note")
+_SCRIPTS: Final[Mapping[str, Sequence[str]]] = {
+    "publish_learned": ("fenced", "superseded", "publish_learned"),
+    "drop_learned": ("fenced", "superseded", "drop_learned"),
+    "publish_tiles": ("fenced", "publish_tiles"),
+    "take_over": ("fenced", "take_over"),
+    "note": ("fenced", "note"),
+}
 _TRANSIENT: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 # Words of a server that will take writes again: full, a replica until a failover is done, loading, or in a script.
 # They come as they are, or in the middle of a script's error.
@@ -35,6 +43,44 @@ _NOT_NOW: Final = re.compile(r"(?:^|\W)(?:OOM|READONLY|LOADING|MASTERDOWN|BUSY|N
 Result = TypeVar("Result")
 Entity = tuple[str, list[bytes | str | int]]  # a key, and its part of a script's ARGV
 Call = tuple[str, Sequence[str], Sequence[Any]]  # a script, and its KEYS and ARGV but for fence and submission
+
+
+class Found(NamedTuple):
+    """What an attempt at a shard finds in Redis when it begins.
+
+    Attributes
+    ----------
+    attempt
+        Its number, above all before it.
+    version
+        Of the shard's header; None where Redis knows nothing of this state.
+    acknowledged, reached
+        How far the shard was when the header was written, and how far it may have been since, as
+        :attr:`~udfs.learner.Learner.reached` tells.
+    """
+
+    attempt: int
+    version: bytes | None
+    acknowledged: Mapping[str, int]
+    reached: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Author:
+    """Who writes a shard: an attempt at it. ``epoch`` is the birth of its state in ms."""
+
+    keys: Keys
+    shard: int
+    shards: int
+    epoch: int
+    attempt: int = 0
+
+    def version(self, seq: int) -> bytes:
+        return version(self.epoch, self.attempt, seq)
+
+    def field(self, name: str) -> str:
+        """The name of a shard's field of the ledger."""
+        return f"{name}:{self.shard}"
 
 
 class PublishError(RuntimeError):
@@ -77,48 +123,76 @@ class Publisher:
         self._ttl = ttl
         self._patience = patience
         self._alive_at: dict[int, float] = {}
-        self._scripts = {name: script("fenced") + script(name) for name in _SCRIPTS}
+        self._scripts = {name: "".join(map(script, parts)) for name, parts in _SCRIPTS.items()}
         self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}
 
     def close(self) -> None:
         self._redis.close()
 
-    def learned(self, entities: Sequence[Entity], items: Mapping[str, Mapping[str, int]]) -> bytes | None:
-        """Writes learned fields, and notes the items in the sets ``items`` (key to ids and their ``seq``).
+    def learned(
+        self,
+        author: Author,
+        entities: Sequence[Entity],
+        items: Mapping[str, int],
+        drops: Sequence[Call] = (),
+        *,
+        reached: bytes,
+        header: Entity | None = None,
+        expected: bytes = b"",
+    ) -> bytes | None:
+        """Writes learned fields, and notes the ``items`` by their ``seq`` in the set of the shard.
 
-        Retried as a whole: every write is idempotent. Returns the version that the last entity had before, None if
-        Redis did not know it: where that is the shard's header, it tells whether Redis still has what it was given.
+        What ``drops`` takes away goes before; ``reached``, as JSON, before all else: whoever takes over knows what may
+        have been written. The shard's ``header`` goes last, and is written only where Redis has it at version
+        ``expected`` or above. Retried as a whole: every write is idempotent.
+
+        Returns
+        -------
+        The version that the header had before; None if Redis did not know it, or without one. Below ``expected``:
+        Redis has lost what it was given.
         """
-        notes = [
-            ("ZADD", key, "GT", *(word for item, seq in part for word in (seq, item)))
-            for key, members in items.items()
-            for part in _parts(list(members.items()))
-        ]
-        before: bytes | None = self._patiently(lambda: self._write("publish_learned", [self._ttl], entities, notes))
+        ledger, field = author.keys.ledger, author.field(Field.ATTEMPT)
+
+        def of_author(call: Call) -> Call:
+            name, keys, arguments = call
+            return name, [ledger, *keys], [field, author.attempt, *arguments]
+
+        def calls() -> Iterator[Call]:
+            yield "note", [], ("HSET", ledger, author.field(Field.REACHED), reached)
+            yield from map(of_author, drops)
+            for members in _parts(list(items.items())):
+                words = (word for item, seq in members for word in (seq, item))
+                yield "note", [], ("ZADD", author.keys.items(author.shard), "GT", *words)
+            for part in _parts(entities):
+                arguments = [argument for _, entity in part for argument in entity]
+                yield of_author(("publish_learned", [key for key, _ in part], [self._ttl, b"", *arguments]))
+            if header is not None:
+                yield of_author(("publish_learned", [header[0]], [0, expected, *header[1]]))
+
+        written = len(entities) + (header is not None)
+        before: bytes | None = self._patiently(lambda: self._write(calls(), written))
         return before
 
     def tiles(self, entities: Sequence[Entity], keep: Mapping[str, int]) -> None:
         """Writes closed windows; ``keep`` says for each span how many milliseconds of it stay."""
         spans = [len(keep), *(value for pair in keep.items() for value in pair)]
-        self._patiently(lambda: self._write("publish_tiles", [self._ttl, *spans], entities, []))
-
-    def _write(
-        self, name: str, head: Sequence[Any], entities: Sequence[Entity], notes: Sequence[tuple[Any, ...]]
-    ) -> Any:
-        """Runs a script over the entities, then the commands ``notes``; returns the script's last answer."""
 
         def calls() -> Iterator[Call]:
             for part in _parts(entities):
                 arguments = [argument for _, entity in part for argument in entity]
-                yield name, [key for key, _ in part], [*head, *arguments]
-            for note in notes:
-                yield "note", [], note
-            # What was sent, and when, for reports: what a retry sends again counts again.
-            yield "note", [], ("HINCRBY", self.keys.ledger, "writes", len(entities))
-            yield "note", [], ("HSET", self.keys.ledger, "published_at", time.time_ns() // 1_000_000)
+                yield "publish_tiles", [key for key, _ in part], [self._ttl, *spans, *arguments]
 
-        answers = self._run(calls())
-        return answers[-3 - len(notes)] if entities else None
+        self._patiently(lambda: self._write(calls(), len(entities)))
+
+    def _write(self, calls: Iterable[Call], count: int) -> Any:
+        """Runs scripts that write ``count`` entities; returns what the last answered, None without any."""
+        # What was sent, and when, for reports: what a retry sends again counts again.
+        notes: list[Call] = [
+            ("note", [], ("HINCRBY", self.keys.ledger, "writes", count)),
+            ("note", [], ("HSET", self.keys.ledger, "published_at", time.time_ns() // 1_000_000)),
+        ]
+        answers = self._run(itertools.chain(calls, notes))[: -len(notes)]
+        return answers[-1] if answers else None
 
     def _run(self, calls: Iterable[Call]) -> list[Any]:
         """Runs scripts in one round trip, and returns their answers.
@@ -168,6 +242,20 @@ class Publisher:
         words = ["HSET", self.keys.ledger, *(word for pair in fields.items() for word in pair)]
         self._patiently(lambda: self._run([("note", [], words)]))
 
+    def take_over(self, author: Author) -> Found:
+        """Begins an attempt at a shard: from here on those before it can write nothing of it."""
+        keys = [author.keys.ledger, author.keys.model(author.shard)]
+        arguments = [author.field(Field.ATTEMPT), author.field(Field.REACHED), b"%013d." % author.epoch]
+        [found] = self._patiently(lambda: self._run([("take_over", keys, arguments)]))
+        attempt, known, *places = found
+        acknowledged, reached = (orjson.loads(place or b"{}") for place in places)
+        return Found(attempt, known, acknowledged, reached)
+
+    def replayed(self, author: Author, events: int) -> None:
+        """Counts events that are learned again."""
+        words = ["HINCRBY", author.keys.ledger, author.field(Field.REPLAYED), events]
+        self._patiently(lambda: self._run([("note", [], words)]))
+
     def known(self, shard: int) -> tuple[bytes | None, bool]:
         """What Redis knows of a shard: the version of its header, and whether someone asks for all to be written."""
 
@@ -196,6 +284,11 @@ class Publisher:
                         f"another job, submitted later, writes under prefix {self.keys.prefix!r} at {self._url}: "
                         "this one ends for good; what it has learned since its last checkpoint is not in Redis"
                     ) from error
+                if str(error).startswith("SUPERSEDED"):
+                    raise PublishError(
+                        f"a later attempt at this job writes under prefix {self.keys.prefix!r} at {self._url}: this "
+                        "one was given up by Flink, and ends"
+                    ) from error
                 if not isinstance(error, _TRANSIENT) and not _NOT_NOW.search(str(error)):
                     raise PublishError(f"Redis at {self._url} refused a write: {error}") from error
                 # Full jitter, so that the workers of a job do not come back all at once.
@@ -215,9 +308,9 @@ def _parts(things: Sequence[Result]) -> Iterator[Sequence[Result]]:
 
 
 def learned_entities(
-    learner: Learner, encoded: Mapping[str, EncodedRows], keys: Keys, shard: int, shards: int, epoch: int
-) -> tuple[list[Entity], dict[str, dict[str, int]]]:
-    """The Redis writes for what a group changed: its users, its items and the shard's header.
+    learner: Learner, encoded: Mapping[str, EncodedRows], author: Author
+) -> tuple[list[Entity], dict[str, int]]:
+    """The Redis writes for the users and the items that a group changed.
 
     Parameters
     ----------
@@ -226,8 +319,9 @@ def learned_entities(
 
     Returns
     -------
-    The entities for :meth:`Publisher.learned`, and the item sets.
+    The entities for :meth:`Publisher.learned`, and the items by their ``seq``.
     """
+    keys, shard, shards = author.keys, author.shard, author.shards
     entities: list[Entity] = []
     model, width = learner.model, 4 * learner.model.n_factors
     for family, key_of, of_shard in ((USER, keys.user, 1), (ITEM, keys.item, shards)):
@@ -244,7 +338,7 @@ def learned_entities(
         for at, (row_id, head, bias) in enumerate(zip(rows.row_ids, rows.heads.tolist(), biases, strict=True)):
             _, _, count, updated_at, seq, popularity = head
             entity: list[bytes | str | int] = [
-                version_name, version(epoch, seq), pairs,
+                version_name, author.version(seq), pairs,
                 count_name, count, updated_name, updated_at, bias_name, repr(bias),
             ]  # fmt: skip
             if width:
@@ -254,29 +348,50 @@ def learned_entities(
             else:
                 entity += (popularity_name, repr(popularity))
             entities.append((key_of(row_id), entity))
-    entities.append((keys.model(shard), _header(learner, shards, epoch)))
     items = dict(zip(encoded[ITEM].row_ids, encoded[ITEM].heads["seq"].tolist(), strict=True))
-    return entities, {keys.items(shard): items} if items else {}
+    return entities, items
 
 
-def _header(learner: Learner, shards: int, epoch: int) -> list[bytes | str | int]:
+def dropped_calls(learner: Learner, dropped: Mapping[str, Iterable[str]], author: Author) -> list[Call]:
+    """The calls that take the learned fields of dropped rows out of Redis, given as ids by family.
+
+    To be made when the learner has learned nothing since that would bring one of them back.
+    """
+    calls: list[Call] = []
+    keys, shard, shards, up_to = author.keys, author.shard, author.shards, author.version(learner.seq)
+    both = (Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR)
+    of_users = [*both, Field.SHARD, Field.SEEN]
+    of_items = [sharded(name, shard, shards) for name in (*both, Field.POPULARITY)]
+    for family, key_of, fields in ((USER, keys.user, of_users), (ITEM, keys.item, of_items)):
+        for part in _parts(list(dropped.get(family, ()))):
+            row_keys = [key_of(row_id) for row_id in part]
+            members = part if family == ITEM else ()
+            calls.append(("drop_learned", [keys.items(shard), *row_keys], [up_to, len(fields), *fields, *members]))
+    return calls
+
+
+def header_entity(learner: Learner, author: Author) -> Entity:
+    """The Redis write for a shard's header."""
     summary = learner.summary()
     pairs: list[bytes | str | int] = []
     for name, value in {
         "model": learner.model.name,
         "global_mean": repr(learner.model.global_mean()),
         "n_factors": learner.model.n_factors,
-        "shards": shards,
+        "shards": author.shards,
         "seq": learner.seq,
+        "reached": orjson.dumps(learner.reached),
         "updated_at": learner.updated_at,
         "users": summary["users"],
         "items": summary["items"],
+        "items_dropped": learner.dropped[ITEM],
         "metrics": orjson.dumps(summary["metrics"]),
         "summary": orjson.dumps(summary),
     }.items():
         pairs += (name, value)
     # The batch number orders headers also where a batch only moved the clock.
-    return [Field.VERSION, version(epoch, learner.batch_number), len(pairs) // 2, *pairs]
+    entity = [Field.VERSION, author.version(learner.batch_number), len(pairs) // 2, *pairs]
+    return author.keys.model(author.shard), entity
 
 
 def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str], part: int) -> list[Entity]:

@@ -320,6 +320,12 @@ class RiverRanker(RowModel):
             place[row_id] = values[at : at + width] if is_vector else float(values[at])
             at += width
 
+    def drop(self, family: str, row_ids: Sequence[str]) -> None:
+        self.ids[family].remove(row_ids)
+        for rows, _ in self._columns[family]:
+            for row_id in row_ids:
+                rows.pop(row_id, None)
+
     def _check_size(self, family: str, row_id: str, blob: bytes) -> None:
         if len(blob) != self._sizes[family]:
             raise ValueError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import log2
@@ -115,11 +115,40 @@ class Rows(Mapping[str, Row]):
         return len(self.ids)
 
     def _fit(self) -> None:
-        """Makes a place for each id."""
-        if len(self.ids) > len(self.heads):
-            self.heads = np.concatenate([self.heads, _unused(max(len(self.heads), len(self.ids)))])
+        """Makes a place for each number."""
+        places = len(self.ids.names)
+        if places > len(self.heads):
+            self.heads = np.concatenate([self.heads, _unused(max(len(self.heads), places))])
         if self.family == USER:
-            self.seen += [()] * (len(self.ids) - len(self.seen))
+            self.seen += [()] * (places - len(self.seen))
+
+    def older_than(self, time: int) -> list[str]:
+        """The ids of the rows whose newest event was before a time."""
+        heads = self.heads[: len(self.ids.names)]
+        return [self.ids.names[at] for at in np.flatnonzero((heads["updated_at"] < time) & (heads["count"] > 0))]
+
+    def oldest(self, n: int) -> list[str]:
+        """The ids of the ``n`` rows that were learned longest ago; there must be as many.
+
+        No two rows were learned last by the same event, so it is clear which they are.
+        """
+        heads = self.heads[: len(self.ids.names)]
+        seqs = np.where(heads["count"] > 0, heads["seq"], np.iinfo(np.uint64).max)
+        return [self.ids.names[at] for at in np.argpartition(seqs, n - 1)[:n]]
+
+    def drop(self, row_ids: Iterable[str]) -> None:
+        """Forgets what is known of rows; to be called while their ids still have numbers.
+
+        Raises
+        ------
+        KeyError
+            If one of them is not known.
+        """
+        numbers = [self.ids[row_id] for row_id in row_ids]
+        self.heads[numbers] = _unused(1)
+        if self.family == USER:
+            for number in numbers:
+                self.seen[number] = ()
 
     def count(self, group: Group, times: Array, seq: int) -> None:
         """Counts the events of a group, at ``times``; ``seq`` is the shard's number of the first."""

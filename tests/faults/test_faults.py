@@ -103,7 +103,7 @@ def test_faults_leave_no_trace(seed: int, source: str, undisturbed: Left, tmp_pa
         assert len(injector.done) == len(faults), injector.done
         assert reader.wrong == [] and reader.looked > 0
         # Something was replayed, or nothing was proved.
-        assert summary["published"]["writes"] > expected["published"]["writes"]
+        assert summary["replayed"] > 0
         assert balanced(summary["events"])
         assert {k: summary[k] for k in ("events", "metrics")} == {k: expected[k] for k in ("events", "metrics")}
         assert all_fields(connect(url)) == fields

@@ -72,7 +72,7 @@ def test_user_as_json(look: Invoke) -> None:
     }  # fmt: skip
     assert (answer["user_id"], answer["shard"], answer["count"], answer["seen"]) == ("ann", 0, 2, ["tea", "rum"])
     assert len(answer["vector"]) == 2 and answer["updated_at"] == T0 + 1
-    assert answer["version"] == "0000000000007.0000000000000002"
+    assert answer["version"] == "0000000000007.00000001.0000000000000002"
     start = 1_704_067_200_000
     assert answer["session"] == {"start": start + 1_000, "end": start + 9_000, "events": 2, "distinct": 2}
     tile = {"n": 2, "sum": 6.0, "mean": 3.0, "distinct": 2, "types": {"rating": 2}}

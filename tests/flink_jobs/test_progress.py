@@ -81,7 +81,7 @@ class Job:
     @property
     def standing(self) -> Standing:
         summaries = [orjson.loads(orjson.dumps(learner.summary())) for learner in self.learners]
-        return standing(self.ledger, summaries, self.run_id, self.shards, 0)
+        return standing(self.ledger, summaries, self.run_id, self.shards, (0, 0))
 
 
 def balanced(events: dict[str, int]) -> bool:
@@ -131,10 +131,10 @@ def test_the_ledger_of_every_run_balances(runs: list[tuple[list[bytes], bool]], 
 
 
 def test_before_anything_is_read_there_is_nothing() -> None:
-    now = standing({}, [], "7-0", 2, 0)
+    now = standing({}, [], "7-0", 2, (0, 0))
     assert set(now.events.values()) == {0} and not now.complete and now.latest is None
     assert now.metrics == {"n": 0}
-    now = standing({}, [], "7-0", 2, 0, ["MAE", "RMSE"])
+    now = standing({}, [], "7-0", 2, (0, 0), ["MAE", "RMSE"])
     assert now.metrics == now.metrics_run == {"mae": None, "rmse": None, "n": 0}
 
 
@@ -142,8 +142,8 @@ def test_a_ledger_of_an_earlier_run_is_not_counted() -> None:
     job = Job(1)
     job.put([b"junk", b"junk"])
     ledger = job.ledger
-    assert standing(ledger, [], "7-0", 1, 0).events["read"] == 2
-    assert standing(ledger, [], "7-1", 1, 0).events["read"] == 0
+    assert standing(ledger, [], "7-0", 1, (0, 0)).events["read"] == 2
+    assert standing(ledger, [], "7-1", 1, (0, 0)).events["read"] == 0
 
 
 def test_a_shard_that_has_not_ended_keeps_the_run_open() -> None:
@@ -151,9 +151,9 @@ def test_a_shard_that_has_not_ended_keeps_the_run_open() -> None:
     job.put([], ended=True)
     assert job.standing.complete
     summaries = [learner.summary() for learner in job.learners]
-    assert not standing(job.ledger, summaries[:2], job.run_id, 3, 0).complete
+    assert not standing(job.ledger, summaries[:2], job.run_id, 3, (0, 0)).complete
     summaries[1]["ended"] = False
-    assert not standing(job.ledger, summaries, job.run_id, 3, 0).complete
+    assert not standing(job.ledger, summaries, job.run_id, 3, (0, 0)).complete
 
 
 def test_the_monitor_reads_what_the_job_published(redis_url: str, redis_connection: Any) -> None:

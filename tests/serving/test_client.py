@@ -14,9 +14,10 @@ from serving.schema import Field, Keys
 from tests.shells import publish
 from tests.udfs.cases import rows_of
 from udfs.batch import Batch
+from udfs.growth import GrowthConfig
 from udfs.intake import shard_of
 from udfs.learner import Learner, LearnerConfig, build
-from udfs.publisher import Publisher, learned_entities, tile_entities
+from udfs.publisher import Author, Publisher, header_entity, learned_entities, tile_entities
 
 T0 = 1_700_000_000_000
 EPOCH = 1_600_000_000_000
@@ -26,12 +27,19 @@ class World:
     """Learners that publish, as the job does, without the job."""
 
     def __init__(
-        self, url: str, shards: int = 1, kind: str = "biased_mf", epoch: int = EPOCH, factors: int = 4
+        self,
+        url: str,
+        shards: int = 1,
+        kind: str = "biased_mf",
+        epoch: int = EPOCH,
+        factors: int = 4,
+        growth: GrowthConfig | None = None,
     ) -> None:
         self.publisher = Publisher(url, "w")
         self.shards, self.epoch, self.time = shards, epoch, T0
         params = {} if kind == "baseline" else {"n_factors": factors}
-        self.learners = [Learner(LearnerConfig(seen=5), build(kind, params)) for _ in range(shards)]
+        config = LearnerConfig(seen=5, growth=growth or GrowthConfig())
+        self.learners = [Learner(config, build(kind, params)) for _ in range(shards)]
 
     def learn(self, log: list[tuple[str, str, float]]) -> None:
         for shard, learner in enumerate(self.learners):
@@ -239,6 +247,21 @@ def test_a_client_sees_what_changes(redis_url: str, client: Client) -> None:
     assert {r.item_id: r.score for r in best.items} == pytest.approx(predicted, abs=1e-5)
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_client_forgets_what_was_dropped(redis_url: str, client: Client, shards: int) -> None:
+    world = World(redis_url, shards, growth=GrowthConfig(max_items=24))
+    for start in range(0, 400, 40):
+        world.learn([(f"u{n % 7}", f"i{n}", float(n % 5)) for n in range(start, start + 40)])
+        for user in ("u0", "u1"):
+            best = client.recommend(user, 1_000, exclude_seen=False)
+            assert {r.item_id: r.score for r in best.items} == pytest.approx(world.predictions(user), abs=1e-5)
+            assert client.recommend(user, 3).items  # what the user has seen may be gone
+        known = {item for learner in world.learners for item in learner.rows["item"]}
+        assert client.known_items() == {r.item_id for r in client.recommend("nobody", 1_000).items} == known
+    assert client.item("i0") is None and client.similar("i0") is None
+    assert client.score("u0", ["i0"]) == {"i0": None}
+
+
 def test_a_client_sees_a_job_that_started_anew(redis_url: str, client: Client, redis_connection: Any) -> None:
     World(redis_url).learn(log_of(300))
     assert client.recommend("u1").items
@@ -257,13 +280,13 @@ def test_a_client_that_came_before_the_header_finds_the_items_later(redis_url: s
     learner = world.learners[shard_of("ann", 2)]
     rows = [[T0, "", "ann", item, "rating", 3.0, 0, 1] for item in ("tea", "rum")]
     list(learner.process(Batch(None, False, ["log"], rows, b"{}\n{}")))
-    entities, items = learned_entities(
-        learner, learner.encode(learner.everything()), Keys("w"), shard_of("ann", 2), 2, EPOCH
-    )
+    author = Author(Keys("w"), shard_of("ann", 2), 2, EPOCH, 1)
+    entities, items = learned_entities(learner, learner.encode(learner.everything()), author)
     client._redis.delete("w:model:0", "w:model:1")
-    world.publisher.learned(entities[:-1], items)  # Redis answers readers between the parts of a write
+    # Redis answers readers between the parts of a write.
+    world.publisher.learned(author, entities, items, reached=b"{}")
     assert client.recommend("ann", exclude_seen=False).items == []
-    world.publisher.learned(entities[-1:], {})
+    world.publisher.learned(author, [], {}, reached=b"{}", header=header_entity(learner, author))
     assert {r.item_id for r in client.recommend("ann", exclude_seen=False).items} == {"tea", "rum"}
 
 

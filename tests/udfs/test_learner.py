@@ -66,6 +66,9 @@ class Host:
             self.learned.append(learned)
             for family, rows in self.learner.encode(learned).items():
                 self.rows |= {(family, row_id): blob for row_id, blob in zip(rows.row_ids, rows.blobs, strict=True)}
+            for family, row_ids in learned.dropped.items():
+                for row_id in row_ids:
+                    self.rows.pop((family, row_id), None)
         for finished in self.learner.finished_batches():
             self.waiting.pop(finished, None)
         self.header = self.learner.header()
@@ -76,6 +79,7 @@ class Host:
         assert self.header is not None
         header = orjson.loads(self.header)
         del header["batch_number"]
+        header.pop("dropped", None)
         return header, self.rows
 
 
@@ -220,6 +224,26 @@ def test_a_group_names_exactly_what_it_touched() -> None:
         assert set(learned.touched["user"]) == {e[2] for e in of}
         assert set(learned.touched["item"]) == {e[3] for e in of}
         assert all(len(ids) == len(set(ids)) for ids in learned.touched.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_id_that_was_dropped_is_new_when_it_comes_again(kind: str) -> None:
+    log = events(80)
+    host, never = Host(kind), Host(kind)
+    for target in (host, never):
+        target.put(batch([[*e] for e in log[:40]]))
+    for family, row_id in (("user", "u0"), ("user", "u1"), ("item", "i0")):
+        host.learner.drop(family, [row_id])
+        for target in (host, never):
+            del target.rows[family, row_id]
+    never.crash()
+    assert host.learner.summary()["users"] == never.learner.summary()["users"]
+    for target in (host, never):
+        target.put(batch([[*e] for e in log[40:]]))
+    assert host.outcome == never.outcome
+    again = [e for e in log[40:] if e[2] == "u0"]
+    row = host.learner.rows["user"]["u0"]
+    assert row.count == len(again) and row.seen == never.learner.rows["user"]["u0"].seen
 
 
 # --------------------------------------------------------------------------- batches, orders and crashes

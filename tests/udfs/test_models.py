@@ -245,6 +245,35 @@ class TestContract:
         rows = rows_of(model, "user")
         assert len(rows) == len(model.biases("user", rows)) == len(model.vectors("user", rows)) == 0
 
+    def test_a_dropped_row_is_as_if_it_had_never_been_stored(self, kind: str, optimizer: str) -> None:
+        log = ratings(600)
+        model = made(kind, optimizer)
+        for rating in log[:300]:
+            model.step(*rating)
+        header, rows = stored(model)
+        gone = [("user", "u0"), ("user", "u3"), ("item", "i1")]
+        for family, row_id in gone:
+            model.drop(family, [row_id])
+            del rows[family, row_id]
+        never = rebuilt(kind, optimizer, header, rows)
+        assert stored(model) == stored(never)
+        assert [model.step(*rating) for rating in log[300:]] == [never.step(*rating) for rating in log[300:]]
+        assert stored(model) == stored(never)
+        with pytest.raises(KeyError, match="nobody"):
+            model.drop("user", ["nobody"])
+
+    def test_dropped_rows_leave_their_places(self, kind: str, optimizer: str) -> None:
+        model = made(kind, optimizer)
+        for n in range(300):
+            model.step(f"u{n}", f"i{n}", 3.0)
+            if n >= 10:
+                model.drop("user", [f"u{n - 10}"])
+                model.drop("item", [f"i{n - 10}"])
+        assert {family: (len(ids), len(ids.names)) for family, ids in model.ids.items()} == {
+            "user": (10, 11),
+            "item": (10, 11),
+        }
+
     def test_any_text_is_an_id(self, kind: str, optimizer: str) -> None:
         model = made(kind, optimizer)
         odd = ["probe", "user:1", "\x00", "\U0001f30a", " ", "1"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.shells import publish
 from tests.udfs.cases import rows_of
 from udfs.batch import Batch
 from udfs.learner import Learned, Learner, LearnerConfig, build
-from udfs.publisher import Fenced, Publisher, PublishError, draw_submission, tile_entities
+from udfs.publisher import Author, Entity, Fenced, Publisher, PublishError, draw_submission, tile_entities
 from udfs.tilefeed import RECORD, UNIT, escape
 
 T0 = 1_700_000_000_000
@@ -28,6 +29,17 @@ def publisher(redis_url: str, redis_connection: Any) -> Any:
     publisher = Publisher(redis_url, "p")
     yield publisher
     publisher.close()
+
+
+def write(
+    publisher: Publisher,
+    entities: list[Entity],
+    items: dict[str, int] | None = None,
+    header: Entity | None = None,
+    expected: bytes = b"",
+) -> bytes | None:
+    author = Author(publisher.keys, 0, 1, EPOCH, 1)
+    return publisher.learned(author, entities, items or {}, reached=b"{}", header=header, expected=expected)
 
 
 def learner_of(events: list[tuple[str, str, float]], kind: str = "biased_mf") -> Learner:
@@ -46,7 +58,7 @@ def test_every_field_of_a_user_and_an_item(publisher: Publisher, redis_connectio
     user = redis_connection.hgetall("p:user:ann")
     assert set(user) == {b"version", b"count", b"updated_at", b"bias", b"vector", b"shard", b"seen"}
     assert (user[b"count"], user[b"updated_at"], user[b"shard"]) == (b"2", str(T0 + 1).encode(), b"0")
-    assert user[b"version"] == version(EPOCH, 2)
+    assert user[b"version"] == version(EPOCH, 1, 2)
     assert orjson.loads(user[b"seen"]) == ["tea", "rum"]
     weights = rows_of(learner.model, "user", "ann")
     assert float(user[b"bias"]) == learner.model.biases("user", weights)[0]
@@ -55,7 +67,7 @@ def test_every_field_of_a_user_and_an_item(publisher: Publisher, redis_connectio
     item = redis_connection.hgetall("p:item:tea")
     assert set(item) == {b"version", b"count", b"updated_at", b"bias", b"vector", b"popularity"}
     assert float(item[b"popularity"]) == learner.rows["item"]["tea"].popularity
-    assert item[b"version"] == version(EPOCH, 3)
+    assert item[b"version"] == version(EPOCH, 1, 3)
     assert redis_connection.zrange("p:items:0", 0, -1, withscores=True) == [
         (b"rum", 2.0),
         (b"tea", 3.0),
@@ -74,7 +86,7 @@ def test_the_header_of_a_shard(publisher: Publisher, redis_connection: Any) -> N
     assert (header[b"users"], header[b"items"], header[b"updated_at"]) == (b"3", b"3", str(T0 + 3).encode())
     assert orjson.loads(header[b"metrics"])["n"] == 4
     assert orjson.loads(header[b"summary"])["counts"]["learned"] == 4
-    assert publisher.known(0) == (version(EPOCH, 1), False)
+    assert publisher.known(0) == (version(EPOCH, 1, 1), False)
 
 
 def test_a_model_without_factors_has_no_vectors(publisher: Publisher, redis_connection: Any) -> None:
@@ -95,19 +107,21 @@ def test_fields_of_an_item_are_by_shard(publisher: Publisher, redis_connection: 
 
 
 def test_an_older_version_is_ignored(publisher: Publisher, redis_connection: Any) -> None:
-    def write(number: int, value: str) -> None:
-        entity = ("p:user:x", [Field.VERSION, version(EPOCH, number), 1, "bias", value])
-        publisher.learned([entity], {"p:items:0": {"i": number}})
+    def put(number: int, value: str) -> None:
+        write(publisher, [("p:user:x", [Field.VERSION, version(EPOCH, 1, number), 1, "bias", value])], {"i": number})
 
-    write(5, "five")
-    write(4, "four")
+    put(5, "five")
+    put(4, "four")
     assert redis_connection.hget("p:user:x", "bias") == b"five"
     assert redis_connection.zscore("p:items:0", "i") == 5.0
-    write(5, "again")
+    put(5, "again")
     assert redis_connection.hget("p:user:x", "bias") == b"again"
-    write(6, "six")
-    assert redis_connection.hmget("p:user:x", "bias", "version") == [b"six", version(EPOCH, 6)]
-    publisher.learned([("p:user:x", [Field.VERSION, version(EPOCH + 1, 0), 1, "bias", "reborn"])], {})
+    put(6, "six")
+    assert redis_connection.hmget("p:user:x", "bias", "version") == [b"six", version(EPOCH, 1, 6)]
+    write(publisher, [("p:user:x", [Field.VERSION, version(EPOCH, 2, 0), 1, "bias", "tried again"])])
+    write(publisher, [("p:user:x", [Field.VERSION, version(EPOCH, 1, 9), 1, "bias", "given up"])])
+    assert redis_connection.hget("p:user:x", "bias") == b"tried again"
+    write(publisher, [("p:user:x", [Field.VERSION, version(EPOCH + 1, 1, 0), 1, "bias", "reborn"])])
     assert redis_connection.hget("p:user:x", "bias") == b"reborn"
 
 
@@ -152,7 +166,7 @@ def test_entities_expire_if_asked_to(redis_url: str, redis_connection: Any) -> N
     publisher.tiles(tile_entities([tile("item", "5m", "new", 0)], publisher.keys, ["view"], 0), {})
     for key in ("p:user:ann", "p:item:tea", "p:item:new"):
         assert 0 < redis_connection.pttl(key) <= 1_000_000
-    Publisher(redis_url, "q").learned([("q:user:x", [Field.VERSION, b"1", 1, "bias", "0"])], {})
+    write(Publisher(redis_url, "q"), [("q:user:x", [Field.VERSION, b"1", 1, "bias", "0"])])
     assert redis_connection.pttl("q:user:x") == -1
 
 
@@ -198,7 +212,7 @@ def test_old_tiles_are_pruned_by_the_write(publisher: Publisher, redis_connectio
     for start in (0, 300_000, HOUR, 2 * HOUR):
         records = [tile("user", "5m", "ann", start), tile("user", "1h", "ann", start - start % HOUR)]
         publisher.tiles(tile_entities([RECORD.join(records)], publisher.keys, ["view"], 0), keep)
-    publisher.learned([("p:user:ann", [Field.VERSION, b"1", 1, "bias", "0.5"])], {})
+    write(publisher, [("p:user:ann", [Field.VERSION, b"1", 1, "bias", "0.5"])])
     tiles = decode_tiles(redis_connection.hgetall("p:user:ann"))
     assert sorted(tiles["5m"]) == [HOUR, 2 * HOUR]
     assert sorted(tiles["1h"]) == [0, HOUR, 2 * HOUR]
@@ -240,7 +254,7 @@ def test_redis_away_is_an_error_after_patience_and_without_the_password() -> Non
         port = closed.getsockname()[1]
     publisher = Publisher(f"redis://app:s3cret@127.0.0.1:{port}/0", "p", patience=0.05)
     with pytest.raises(PublishError, match=rf"app:\*\*\*@127.0.0.1:{port}/0 took no write for 0.05 s") as caught:
-        publisher.learned([("p:user:x", [Field.VERSION, b"1", 1, "bias", "0"])], {})
+        write(publisher, [("p:user:x", [Field.VERSION, b"1", 1, "bias", "0"])])
     assert "s3cret" not in str(caught.value)
 
 
@@ -291,17 +305,36 @@ def test_a_redis_that_stays_full_ends_in_an_error(redis_url: str, redis_connecti
     assert not redis_connection.exists("p:user:ann")
 
 
-def test_it_says_what_redis_had_of_the_last(publisher: Publisher, redis_connection: Any) -> None:
-    def write(number: bytes) -> bytes | None:
-        entities = [("p:user:x", [Field.VERSION, b"9", 1, "bias", "0"])] * 600  # in two calls
-        return publisher.learned(
-            [*entities, ("p:model:0", [Field.VERSION, number, 1, "model", "m"])], {"p:items:0": {"i": 1}}
-        )
+def test_the_header_is_not_written_to_a_redis_that_lost_it(publisher: Publisher, redis_connection: Any) -> None:
+    def put(number: bytes, expected: bytes = b"") -> bytes | None:
+        entities: list[Entity] = [("p:user:x", [Field.VERSION, b"9", 1, "bias", "0"])] * 600  # in two calls
+        header: Entity = ("p:model:0", [Field.VERSION, number, 1, "model", "m"])
+        return write(publisher, entities, {"i": 1}, header, expected)
 
-    assert [write(b"1"), write(b"3"), write(b"2"), write(b"3")] == [None, b"1", b"3", b"3"]
-    redis_connection.flushall()
-    assert write(b"4") is None
-    assert publisher.learned([], {}) is None
+    assert [put(b"1"), put(b"3", b"1"), put(b"2"), put(b"3", b"3")] == [None, b"1", b"3", b"3"]
+    redis_connection.delete("p:model:0")
+    assert put(b"4", b"3") is None and not redis_connection.exists("p:model:0")
+    assert put(b"2") is None and put(b"4", b"3") == b"2"
+    assert redis_connection.hget("p:model:0", "version") == b"2"
+
+
+def test_of_two_attempts_at_a_shard_the_earlier_can_write_nothing(publisher: Publisher, redis_connection: Any) -> None:
+    author = Author(publisher.keys, 0, 1, EPOCH)
+    assert publisher.take_over(author) == (1, None, {}, {})
+    publish(publisher, learner_of(EVENTS), epoch=EPOCH, attempt=1)
+    reached = {"": len(EVENTS)}
+    assert publisher.take_over(author) == (2, version(EPOCH, 1, 1), reached, reached)
+    assert publisher.take_over(replace(author, shard=1)).attempt == 1
+    with pytest.raises(PublishError, match="a later attempt at this job writes under prefix 'p'"):
+        publish(publisher, learner_of(EVENTS[:1]), epoch=EPOCH, attempt=1)
+    # Where the ledger is lost, the header tells, and the next write.
+    redis_connection.delete("p:ledger")
+    publish(publisher, learner_of(EVENTS), epoch=EPOCH, attempt=2)
+    assert redis_connection.hget("p:ledger", "attempt:0") == b"2"
+    redis_connection.delete("p:ledger")
+    assert publisher.take_over(author) == (3, version(EPOCH, 2, 1), reached, {})
+    # What another state has written is not ours.
+    assert publisher.take_over(replace(author, epoch=EPOCH + 1)) == (4, None, {}, {})
 
 
 # ----------------------------------------------------------------------------------------------- fence
@@ -342,5 +375,5 @@ def test_a_lost_fence_is_put_up_again(redis_url: str, redis_connection: Any) -> 
 
 def test_many_items_are_noted_in_parts(publisher: Publisher, redis_connection: Any) -> None:
     items = {f"i{n}": n for n in range(20_001)}
-    publisher.learned([], {"p:items:0": items})
+    write(publisher, [], items)
     assert redis_connection.zcard("p:items:0") == len(items)

@@ -1,0 +1,263 @@
+"""What a shard writes, over crashes: Redis ends as the learner is, and what was dropped is not seen to come back."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.udfs.cases import made
+from tests.udfs.test_growth import log_of, logs
+from tests.udfs.test_learner import T0, Event
+from udfs.batch import Batch
+from udfs.growth import GrowthConfig
+from udfs.learner import Learner, LearnerConfig
+from udfs.outbox import Outbox
+from udfs.publisher import Author, Publisher
+
+EPOCH = 1_600_000_000_000
+GROWTH = GrowthConfig(max_users=8, max_items=5, expire_after=30_000)
+
+
+class Shard:
+    """The shell of a learner, with checkpoints to go back to."""
+
+    def __init__(
+        self, publisher: Publisher, growth: GrowthConfig = GROWTH, shards: int = 1, *, repeatable: bool = True
+    ) -> None:
+        self.publisher, self.growth, self.shards, self.repeatable = publisher, growth, shards, repeatable
+        self.state: tuple[bytes | None, dict[tuple[str, str], bytes]] = (None, {})
+        self.rows: dict[tuple[str, str], bytes] = {}
+        self._open()
+
+    def _open(self) -> None:
+        self.learner = Learner(
+            LearnerConfig(growth=self.growth, group=9, repeatable=self.repeatable), made("biased_mf", "SGD")
+        )
+        header, rows = self.state
+        self.rows = {**rows}
+        if header is not None:
+            self.learner.restore(header, [(*of, blob) for of, blob in rows.items()], [])
+        self.outbox = Outbox(self.publisher, self.learner, Author(self.publisher.keys, 0, self.shards, EPOCH))
+
+    def checkpoint(self) -> None:
+        self.state = (self.learner.header(), {**self.rows})
+
+    def crash(self) -> None:
+        self._open()
+
+    def put(self, log: list[Event], *, ended: bool = False) -> None:
+        lines = b"\n".join(b"{}" for _ in log)
+        for learned in self.learner.process(Batch(None, ended, ["a", "b"], [[*event] for event in log], lines)):
+            encoded = self.learner.encode(learned)
+            for family, of in encoded.items():
+                self.rows |= {(family, row_id): blob for row_id, blob in zip(of.row_ids, of.blobs, strict=True)}
+            for family, gone in learned.dropped.items():
+                for row_id in gone:
+                    self.rows.pop((family, row_id), None)
+            self.outbox.publish(learned, encoded)
+
+    def rows_of(self, family: str) -> set[str]:
+        return set(self.learner.rows[family])
+
+    def in_redis(self, connection: Any) -> dict[str, dict[str, bytes]]:
+        """By family, the numbers of the versions in Redis of all that has one."""
+        found: dict[str, dict[str, bytes]] = {}
+        for family in ("user", "item"):
+            name = "version:0" if family == "item" and self.shards > 1 else "version"
+            versions = {
+                key.decode().split(":", 2)[2]: connection.hget(key, name) for key in connection.keys(f"p:{family}:*")
+            }
+            found[family] = {row_id: v.rpartition(b".")[2] for row_id, v in versions.items() if v}
+        return found
+
+    def agree(self, connection: Any) -> None:
+        """Redis has the rows of the learner, at their versions, and no others."""
+        expected = {
+            family: {row_id: b"%016d" % row.seq for row_id, row in of.items()}
+            for family, of in self.learner.rows.items()
+        }
+        assert self.in_redis(connection) == expected
+        members = {
+            member.decode(): int(score) for member, score in connection.zrange("p:items:0", 0, -1, withscores=True)
+        }
+        assert members == {row_id: row.seq for row_id, row in self.learner.rows["item"].items()}
+
+
+@pytest.fixture
+def publisher(redis_url: str, redis_connection: Any) -> Any:
+    publisher = Publisher(redis_url, "p")
+    yield publisher
+    publisher.close()
+
+
+def test_what_is_dropped_leaves_redis_but_for_what_others_wrote(publisher: Publisher, redis_connection: Any) -> None:
+    shard = Shard(publisher, GrowthConfig(max_users=1, max_items=1), shards=2)
+    shard.put([[T0, "", "ann", "tea", "rating", 3.0, 0, 1]])
+    redis_connection.hset("p:item:tea", mapping={"catalogue": "{}", "version:1": "v", "bias:1": "0"})
+    redis_connection.hset("p:user:ann", "t:5m:0", "{}")
+    shard.put([[T0, "", "bob", "rum", "rating", 3.0, 0, 1]])
+    shard.put([[T0, "", "eve", "gin", "rating", 3.0, 0, 1]])
+    shard.agree(redis_connection)
+    assert set(redis_connection.hgetall("p:item:tea")) == {b"catalogue", b"version:1", b"bias:1"}
+    assert set(redis_connection.hgetall("p:user:ann")) == {b"t:5m:0"}
+    assert not redis_connection.exists("p:user:bob", "p:item:rum")
+    assert redis_connection.hget("p:model:0", "items_dropped") == b"2"
+
+
+def test_a_replay_shows_nothing_that_was_dropped(publisher: Publisher, redis_connection: Any) -> None:
+    log = [[T0 + at, "", f"u{at % 13}", f"i{at % 11}", "rating", float(at % 5), 0, at] for at in range(120)]
+    shard = Shard(publisher)
+    for start in range(0, 90, 10):
+        shard.put(log[start : start + 10])
+        if start == 20:
+            shard.checkpoint()
+    shard.agree(redis_connection)
+    before = shard.in_redis(redis_connection)
+    shard.crash()
+    for start in range(30, 90, 4):
+        shard.put(log[start : min(start + 4, 90)])
+        assert shard.in_redis(redis_connection) == before
+    shard.agree(redis_connection)
+    shard.put(log[90:])
+    shard.agree(redis_connection)
+
+
+def test_under_a_higher_cap_what_a_crashed_run_had_dropped_is_back(publisher: Publisher, redis_connection: Any) -> None:
+    log = [[T0 + at, "", f"u{at}", "tea", "rating", 3.0, 0, at] for at in range(12)]
+    shard = Shard(publisher, GrowthConfig(max_users=4))
+    shard.put(log[:4])
+    shard.checkpoint()
+    shard.put(log[4:])
+    assert set(shard.in_redis(redis_connection)["user"]) == {"u8", "u9", "u10", "u11"}
+    shard.growth = GrowthConfig(max_users=10)
+    shard.crash()
+    shard.put(log[4:])
+    shard.agree(redis_connection)
+    assert "u2" in shard.rows_of("user") and "u1" not in shard.rows_of("user")
+
+
+@given(
+    drawn=logs,
+    cuts=st.sets(st.integers(1, 79)),
+    checkpoints=st.sets(st.integers(0, 80)),
+    crashes=st.lists(st.integers(0, 80), max_size=3),
+    wiped=st.none() | st.integers(0, 80),
+    other=st.none() | st.builds(GrowthConfig, max_users=st.integers(1, 20), max_items=st.integers(1, 20)),
+)
+def test_redis_ends_as_the_learner_whatever_happens(
+    redis_url: str,
+    drawn: list[tuple[int, int, int, float]],
+    cuts: set[int],
+    checkpoints: set[int],
+    crashes: list[int],
+    wiped: int | None,
+    other: GrowthConfig | None,
+) -> None:
+    """Crashes go back to the last checkpoint, perhaps with other bounds; Redis is wiped once."""
+    publisher = Publisher(redis_url, "p")
+    connection = publisher._redis
+    connection.flushall()
+    log, shard = log_of(drawn), Shard(publisher)
+    bounds = sorted({0, len(log), *(cut for cut in cuts if cut < len(log))})
+    parts = list(itertools.pairwise(bounds))
+    at, reached, left = 0, 0, [*crashes]
+    while at < len(parts):
+        if at in checkpoints:
+            shard.checkpoint()
+            reached = at
+        shard.put(log[slice(*parts[at])], ended=False)
+        at += 1
+        if at == wiped:
+            connection.flushall()
+            wiped = None
+        if at in left:
+            left.remove(at)
+            shard.growth = other or shard.growth
+            shard.crash()
+            at = reached
+    shard.put([], ended=True)
+    shard.agree(connection)
+    publisher.close()
+
+
+def test_a_redis_put_back_to_the_middle_of_a_write_is_written_again(
+    publisher: Publisher, redis_connection: Any
+) -> None:
+    shard = Shard(publisher, GrowthConfig())
+    log = [[T0 + at, "", f"u{at % 7}", f"i{at % 5}", "rating", 3.0, 0, at] for at in range(40)]
+    shard.put(log[:20])
+    copy = {key: redis_connection.dump(key) for key in redis_connection.keys("p:*") if b"ledger" not in key}
+    shard.put(log[20:])
+    shard.checkpoint()
+    # The write had begun when the copy was made: what it would reach was noted, and nothing else.
+    for key, value in copy.items():
+        redis_connection.restore(key, 0, value, replace=True)
+    shard.crash()
+    shard.agree(redis_connection)
+
+
+def interleaved(sources: list[list[Event]], rng: random.Random) -> list[Event]:
+    """The events of two sources in some order that keeps that of each."""
+    turns = [source for source, events in enumerate(sources) for _ in events]
+    rng.shuffle(turns)
+    left = [iter(events) for events in sources]
+    return [next(left[source]) for source in turns]
+
+
+@given(
+    drawn=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(1, 5)), min_size=2, max_size=60),
+    rng=st.randoms(use_true_random=False),
+    attempts=st.integers(1, 4),
+    wiped=st.booleans(),
+)
+def test_a_replay_in_another_order_takes_no_reader_back(
+    redis_url: str, drawn: list[tuple[int, int, int]], rng: random.Random, attempts: int, wiped: bool
+) -> None:
+    publisher = Publisher(redis_url, "p")
+    connection = publisher._redis
+    connection.flushall()
+    sources: list[list[Event]] = [[], []]
+    for user, item, y in drawn:
+        source = rng.randrange(2)
+        at = len(sources[source])
+        sources[source].append([T0 + rng.randrange(100), "", f"u{user}", f"i{item}", "rating", float(y), source, at])
+    shard = Shard(publisher, GrowthConfig(), repeatable=False)
+    read, seen = [0, 0], dict[str, tuple[bytes, int]]()
+    for attempt in reversed(range(attempts)):
+        order = interleaved([events[read[source] :] for source, events in enumerate(sources)], rng)
+        # All of them crash but the last.
+        end = rng.randrange(len(order) + 1) if attempt else len(order)
+        checkpoint = rng.randrange(end + 1)
+        at = 0
+        while at < end:
+            step = min(rng.randint(1, 9), end - at, checkpoint - at if at < checkpoint else end)
+            shard.put(order[at : at + step])
+            at += step
+            if at == checkpoint:
+                shard.checkpoint()
+                for event in order[:at]:
+                    read[event[6]] = max(read[event[6]], event[7] + 1)
+            for user in range(5):
+                version, count = connection.hmget(f"p:user:u{user}", "version", "count")
+                now = (version or b"", int(count or 0))
+                assert now >= seen.get(f"u{user}", now) and now[1] >= seen.get(f"u{user}", now)[1]
+                seen[f"u{user}"] = now
+        if attempt:
+            shard.crash()
+            if wiped:
+                connection.flushall()
+                seen, wiped = {}, False
+    shard.put([], ended=True)
+    assert sum(row.count for row in shard.learner.rows["user"].values()) == len(drawn)
+    for family, of in shard.learner.rows.items():
+        for row_id, row in of.items():
+            version, count, bias = connection.hmget(f"p:{family}:{row_id}", "version", "count", "bias")
+            assert (int(version.rpartition(b".")[2]), int(count)) == (row.seq, row.count)
+            weights = shard.learner.model.encode_rows(family, {row_id: shard.learner.model.ids[family][row_id]})
+            assert float(bias) == shard.learner.model.biases(family, weights)[0]
+    publisher.close()

@@ -1,0 +1,114 @@
+"""What one shard's learner writes to Redis, and when.
+
+Groups are written as they come, save where a restarted learner repeats what Redis has heard. What such a replay changes
+is held until it has passed all that Redis knows, and is then written at once, as of a new attempt: so readers see
+nothing go back, or come back that was dropped, and Redis ends as the learner is, also where the replay took another
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import Final
+
+import orjson
+
+from udfs.learner import Learned, Learner
+from udfs.publisher import Author, Publisher, dropped_calls, header_entity, learned_entities
+from udfs.rows import EncodedRows
+
+_AT_ONCE: Final = 20_000
+
+
+def covers(reached: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    """Whether who has reached the one has been past the other.
+
+    >>> covers({"a": 7, "b": 2}, {"a": 7}), covers({"a": 7}, {"a": 7, "b": 2})
+    (True, False)
+    """
+    return all(reached.get(name, -1) >= position for name, position in other.items())
+
+
+class Outbox:
+    """Writes one shard's rows and header through a publisher, and writes them again to a Redis that lost them.
+
+    Parameters
+    ----------
+    learner
+        New, or restored.
+    author
+        Whose attempt number is drawn here.
+    """
+
+    def __init__(self, publisher: Publisher, learner: Learner, author: Author) -> None:
+        self._publisher, self._learner = publisher, learner
+        found = publisher.take_over(author)
+        self._author = replace(author, attempt=found.attempt)
+        self._acknowledged = found.version or b""  # the version of the header that Redis has taken
+        self._replay_until: Mapping[str, int] | None = None
+        self._held = learner.nothing()
+        # A checkpoint covers only what Redis has acknowledged: what it does not have, it has lost.
+        lost = found.version is None or not covers(found.acknowledged, learner.reached)
+        if lost:
+            if learner.learned or learner.diverged:
+                self._write_everything()
+        elif not covers(learner.reached, found.reached):
+            self._replay_until = found.reached
+            publisher.replayed(author, sum(found.reached.values()) - sum(learner.reached.values()))
+            if learner.rebounded:
+                self._held = learner.everything()
+        elif learner.rebounded:
+            self._write_everything()
+
+    def publish(self, learned: Learned, encoded: dict[str, EncodedRows]) -> None:
+        """Writes what a group changed, ``encoded`` being its touched rows; returns when Redis has acknowledged it."""
+        learner = self._learner
+        if self._replay_until is not None:
+            self._held.add(learned)
+            if not covers(learner.reached, self._replay_until) and not learner.ended:
+                return
+            learned, self._held, self._replay_until = self._held, learner.nothing(), None
+            encoded = learner.encode(learned)
+        before = self._write(learned, encoded, self._acknowledged)
+        if self._lost(before):
+            self._write_everything()
+        self._acknowledged = self._author.version(learner.batch_number)
+
+    def assure(self) -> None:
+        """Writes everything where Redis has lost it, which a group finds by the way, or where someone asks for it."""
+        known, asked = self._publisher.known(self._author.shard)
+        if self._lost(known) or (asked and self._replay_until is None and self._acknowledged):
+            self._held, self._replay_until = self._learner.nothing(), None
+            self._write_everything()
+        if asked and self._replay_until is None:
+            self._publisher.republished(self._author.shard)
+
+    def _lost(self, known: bytes | None) -> bool:
+        """Whether Redis was wiped or put back: the header that it knows is not the one that it has acknowledged."""
+        return (known or b"") < self._acknowledged
+
+    def _write_everything(self) -> None:
+        """Writes all rows, some at a time: encoded, they take several times the memory."""
+        for family, rows in self._learner.everything().touched.items():
+            left = iter(rows.items())
+            while part := dict(islice(left, _AT_ONCE)):
+                learned = self._learner.nothing()
+                learned.touched[family] = part
+                self._write(learned, self._learner.encode(learned))
+                self._publisher.alive(self._author.shard)
+        nothing = self._learner.nothing()
+        self._write(nothing, self._learner.encode(nothing), b"")
+        self._acknowledged = self._author.version(self._learner.batch_number)
+
+    def _write(self, learned: Learned, encoded: dict[str, EncodedRows], expected: bytes | None = None) -> bytes | None:
+        """Writes rows, and the header unless ``expected`` is None; returns the version that the header had before."""
+        learner, author = self._learner, self._author
+        entities, items = learned_entities(learner, encoded, author)
+        drops = dropped_calls(learner, learned.dropped, author)
+        header = None if expected is None else header_entity(learner, author)
+        reached = orjson.dumps(learner.reached)
+        return self._publisher.learned(
+            author, entities, items, drops, reached=reached, header=header, expected=expected or b""
+        )
