@@ -205,6 +205,7 @@ def test_the_summary_is_a_table(rate: float | None) -> None:
         "metrics_run": {"mae": None, "n": 0},
         "metrics": {"mae": 0.25, "n": 5},
         "published": {"users": 1, "items": 2, "writes": 3},
+        "replayed": 0,
         "events_per_second": rate,
         "seconds": {"total": 1.5},
     }
