@@ -117,9 +117,7 @@ class IntakeFunction(KeyedProcessFunction):
 
     def _restored(self) -> Intake:
         self._intake = Intake(self._config)
-        header = self._header.value()
-        if header is not None:
-            self._intake.restore(header, self._blobs.items())
+        self._intake.restore(self._header.value(), self._blobs.items())
         return self._intake
 
 
@@ -190,10 +188,10 @@ class LearnFunction(KeyedProcessFunction):
     def _restored(self, key: str) -> Learner:
         learner = self._learners[key] = Learner(self._config, self._make_model())
         header = self._header.value()
-        if header is None:
-            return learner
         rows = ((*name.split(":", 1), blob) for name, blob in self._rows.items())
         learner.restore(header, rows, self._waiting.items())
+        if header is None:
+            return learner
         # A checkpoint covers only what Redis has acknowledged.
         self._acknowledged[key] = version(self._epoch, learner.batch_number)
         if (self._publisher.published_version(self._shard_of[key]) or b"") < self._acknowledged[key]:

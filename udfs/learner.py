@@ -18,6 +18,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -30,8 +31,11 @@ from udfs.ids import Group
 from udfs.metrics import Prequential, since, values
 from udfs.models import ITEM, USER, RowModel
 from udfs.rows import EncodedRows, Rows
+from udfs.seal import REMEDY, Damaged, seal, unseal
 
 LAYOUT: Final = 1
+_AT_ONCE: Final = 10_000  # rows that are restored together
+_PART: Final = "the learner's"
 
 __all__ = ["Learned", "Learner", "LearnerConfig", "build"]
 
@@ -140,14 +144,15 @@ class Learner:
         return done
 
     def waiting_of(self, number: int) -> bytes | None:
-        """What still waits of a batch, as a batch to be stored; None if nothing does."""
+        """What still waits of a batch, to be stored by its number; None if nothing does."""
         if number not in self.batches:
             return None
         _, sources, lines = self.batches[number]
         raw = lines.split(b"\n")
         waiting = [event for event in self.waiting if event[8] == number]
         kept = b"\n".join([raw[event[9]] for event in waiting])
-        return Batch(self.released, False, sources, [event[:8] for event in waiting], kept).encode()
+        batch = Batch(self.released, False, sources, [event[:8] for event in waiting], kept)
+        return seal(_batch(number), batch.encode())
 
     def _learn(self, events: list[list[Any]]) -> Learned:
         config, ids = self.config, self.model.ids
@@ -199,8 +204,8 @@ class Learner:
         return {"learned": self.learned, "diverged": self.diverged, "means": self.scores.means}
 
     def header(self) -> bytes:
-        """The small part of the state, stored after each group."""
-        return orjson.dumps(
+        """The small part of the state, stored after each element, and how many rows and batches belong to it."""
+        header = orjson.dumps(
             {
                 "layout": LAYOUT,
                 "model": orjson.Fragment(self.model.header()),
@@ -213,8 +218,11 @@ class Learner:
                 "updated_at": self.updated_at,
                 "released": self.released,
                 "batch_number": self.batch_number,
+                "rows": {family: len(rows) for family, rows in self.rows.items()},
+                "batches": len(self.batches),
             }
         )
+        return seal("header", header)
 
     def encode(self, learned: Learned) -> dict[str, EncodedRows]:
         """The touched rows by family, encoded once for the state and for Redis."""
@@ -225,7 +233,7 @@ class Learner:
 
     def restore(
         self,
-        header: bytes,
+        header: bytes | None,
         rows: Iterable[tuple[str, str, bytes]],
         batches: Iterable[tuple[int, bytes]],
     ) -> None:
@@ -233,6 +241,8 @@ class Learner:
 
         Parameters
         ----------
+        header
+            None where there is none: then nothing else may be there.
         rows
             ``(family, id, bytes)`` of each row.
         batches
@@ -241,9 +251,14 @@ class Learner:
         Raises
         ------
         ValueError
-            If the state was written by another model, by other factors, or by a newer layout.
+            If the state was written by another model, by other factors, or by a newer layout; if anything in it is
+            damaged or missing.
         """
-        stored = orjson.loads(header)
+        if header is None:
+            if [*islice(rows, 1), *islice(batches, 1)]:
+                raise Damaged(f"the learner's state has rows or waiting batches, but no header; {REMEDY}")
+            return
+        stored = orjson.loads(unseal(_PART, "header", header))
         if stored["layout"] != LAYOUT:
             raise ValueError(f"the learner's state has layout {stored['layout']}, this freshet reads {LAYOUT}")
         self.model.restore_header(orjson.dumps(stored["model"]))
@@ -253,10 +268,9 @@ class Learner:
         self.base, self.carried, self.run_id = stored["base"], stored["carried"], stored["run_id"]
         self.ended, self.updated_at = stored["ended"], stored["updated_at"]
         self.released, self.batch_number = stored["released"], stored["batch_number"]
-        for family, row_id, blob in rows:
-            self.model.decode_row(family, row_id, self.rows[family].restore(row_id, blob))
+        self._restore_rows(iter(rows))
         for number, blob in sorted(batches):
-            batch = Batch.decode(blob)
+            batch = Batch.decode(unseal(_PART, _batch(number), blob))
             fresh = [
                 [*event, number, index]
                 for index, event in enumerate(batch.events)
@@ -265,8 +279,25 @@ class Learner:
             self.waiting += fresh
             self.batches[number] = (max(event[0] for event in batch.events), batch.sources, batch.lines)
         self.waiting.sort()
+        found = {family: len(of) for family, of in self.rows.items()}, len(self.batches)
+        expected = stored["rows"], stored["batches"]
+        if found != expected:
+            raise Damaged(
+                f"the learner's header counts {expected[0]} rows and {expected[1]} waiting batches, its state has "
+                f"{found[0]} and {found[1]}; {REMEDY}"
+            )
         if self.run_id != self.config.run_id:
             self.run_id, self.base, self.carried = self.config.run_id, self._counts(), len(self.waiting)
+
+    def _restore_rows(self, rows: Iterator[tuple[str, str, bytes]]) -> None:
+        while some := list(islice(rows, _AT_ONCE)):
+            for family in {family for family, _, _ in some}:
+                if family not in self.rows:
+                    raise Damaged(f"the state has rows of {family!r}, {self.model.name} has {[*self.rows]}; {REMEDY}")
+                row_ids = [row_id for of, row_id, _ in some if of == family]
+                parts = self.rows[family].restore(row_ids, [blob for of, _, blob in some if of == family])
+                for row_id, part in zip(row_ids, parts, strict=True):
+                    self.model.decode_row(family, row_id, part)
 
     def summary(self) -> dict[str, Any]:
         """What readers of the header see, in plain values."""
@@ -283,3 +314,7 @@ class Learner:
             "metrics": values(self.scores.means),
             "metrics_run": values(since(self.scores.means, self.base["means"])),
         }
+
+
+def _batch(number: int) -> str:
+    return f"batch {number}"

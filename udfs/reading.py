@@ -20,11 +20,13 @@ import orjson
 
 from udfs.chunk import Chunk, Run
 from udfs.events import TIMESTAMP, EventFormat, EventParser, Rejected
+from udfs.seal import seal, unseal
 
 _BOM: Final = b"\xef\xbb\xbf"
 _HEAD: Final = 1_024
 _FIRST_BYTES: Final = 250_000
 FORMATS: Final = ("jsonl", "csv")
+LAYOUT: Final = 1
 
 
 class Feed(Protocol):
@@ -33,7 +35,13 @@ class Feed(Protocol):
     ended: bool
 
     def seek(self, position: bytes | None) -> None:
-        """Goes on where :meth:`position` was taken; None is the beginning. Called once, first."""
+        """Goes on where :meth:`position` was taken; None is the beginning. Called once, first.
+
+        Raises
+        ------
+        ValueError
+            If the position is damaged, or of a newer layout.
+        """
 
     def read(self) -> Chunk | None:
         """The next chunk; the last one says so. None: nothing is due yet."""
@@ -43,6 +51,24 @@ class Feed(Protocol):
 
     def pause(self) -> int:
         """Milliseconds to wait before the next :meth:`read`."""
+
+
+def encode_position(stored: dict[str, Any]) -> bytes:
+    """A feed's position as it is stored."""
+    return seal("position", orjson.dumps({"layout": LAYOUT, **stored}))
+
+
+def decode_position(position: bytes) -> dict[str, Any]:
+    """
+    Raises
+    ------
+    ValueError
+        If the position is damaged, or of a newer layout.
+    """
+    stored: dict[str, Any] = orjson.loads(unseal("the reader's", "position", position))
+    if stored["layout"] != LAYOUT:
+        raise ValueError(f"the reader's position has layout {stored['layout']}, this freshet reads {LAYOUT}")
+    return stored
 
 
 class InputError(ValueError):
@@ -181,7 +207,9 @@ class FileFeed:
         self.ended = False
 
     def seek(self, position: bytes | None) -> None:
-        stored: dict[str, Any] = orjson.loads(position) if position else {"files": {}, "ended": False, "run_id": ""}
+        stored: dict[str, Any] = {"files": {}, "ended": False, "run_id": ""}
+        if position is not None:
+            stored = decode_position(position)
         self._other = stored["files"]
         self.ended = stored["ended"] and stored["run_id"] == self._run_id
         for file in self._files:
@@ -192,7 +220,7 @@ class FileFeed:
 
     def position(self) -> bytes:
         files = {**self._other, **{str(file.path): file.stored() for file in self._files}}
-        return orjson.dumps({"files": files, "ended": self.ended, "run_id": self._run_id})
+        return encode_position({"files": files, "ended": self.ended, "run_id": self._run_id})
 
     def pause(self) -> int:
         return 0
