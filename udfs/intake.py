@@ -18,7 +18,7 @@ from udfs.batch import Batch
 from udfs.chunk import Chunk
 from udfs.deadletters import dead_letter
 from udfs.events import EventFormat, EventParser, Rejected
-from udfs.seal import REMEDY, Damaged, seal, unseal
+from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
 from udfs.tilefeed import PIECE, Fed, TileConfig, TileFeed, TileFeeder
 
 LAYOUT: Final = 1
@@ -157,8 +157,7 @@ class Intake:
                 raise Damaged(f"the intake's state has {len(blobs)} blobs, but no header; {REMEDY}")
             return
         stored = orjson.loads(unseal(_PART, "header", header))
-        if stored["layout"] != LAYOUT:
-            raise ValueError(f"the intake's state has layout {stored['layout']}, this freshet reads {LAYOUT}")
+        check_layout("the intake's state", stored["layout"], LAYOUT)
         self.counts = Counts(**stored["counts"])
         self.base, self.run_id = stored["base"], stored["run_id"]
         self.newest, self.ended, self.blob_number = stored["newest"], stored["ended"], stored["blob_number"]

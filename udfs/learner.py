@@ -31,7 +31,7 @@ from udfs.ids import Group
 from udfs.metrics import Prequential, since, values
 from udfs.models import ITEM, USER, RowModel
 from udfs.rows import EncodedRows, Rows
-from udfs.seal import REMEDY, Damaged, seal, unseal
+from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
 
 LAYOUT: Final = 1
 _AT_ONCE: Final = 10_000  # rows that are restored together
@@ -259,8 +259,7 @@ class Learner:
                 raise Damaged(f"the learner's state has rows or waiting batches, but no header; {REMEDY}")
             return
         stored = orjson.loads(unseal(_PART, "header", header))
-        if stored["layout"] != LAYOUT:
-            raise ValueError(f"the learner's state has layout {stored['layout']}, this freshet reads {LAYOUT}")
+        check_layout("the learner's state", stored["layout"], LAYOUT)
         self.model.restore_header(orjson.dumps(stored["model"]))
         counts = stored["counts"]
         self.seq, self.learned, self.diverged = stored["seq"], counts["learned"], counts["diverged"]

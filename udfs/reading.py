@@ -20,7 +20,7 @@ import orjson
 
 from udfs.chunk import Chunk, Run
 from udfs.events import TIMESTAMP, EventFormat, EventParser, Rejected
-from udfs.seal import seal, unseal
+from udfs.seal import check_layout, seal, unseal
 
 _BOM: Final = b"\xef\xbb\xbf"
 _HEAD: Final = 1_024
@@ -66,8 +66,7 @@ def decode_position(position: bytes) -> dict[str, Any]:
         If the position is damaged, or of a newer layout.
     """
     stored: dict[str, Any] = orjson.loads(unseal("the reader's", "position", position))
-    if stored["layout"] != LAYOUT:
-        raise ValueError(f"the reader's position has layout {stored['layout']}, this freshet reads {LAYOUT}")
+    check_layout("the reader's position", stored["layout"], LAYOUT)
     return stored
 
 

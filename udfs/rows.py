@@ -215,8 +215,8 @@ class Rows(Mapping[str, Row]):
         row, layout = f"the row of {self.family} {row_id!r}", int.from_bytes(blob[:4], "little")
         if layout != ROW_LAYOUT and len(blob) >= HEAD.itemsize:
             return Damaged(
-                f"{row} has layout {layout}, this freshet reads {ROW_LAYOUT}; go on with the version that "
-                f"wrote it; if that is this one, the row is damaged: {REMEDY}"
+                f"{row} has layout {layout}, this freshet reads {ROW_LAYOUT}: it is damaged, or a newer version "
+                f"wrote it; {REMEDY}"
             )
         return Damaged(
             f"{row} is damaged: its {len(blob)} bytes do not have the checksum that was stored with them for this id; "

@@ -56,6 +56,20 @@ b'\\n07a0188e'; bring back an older checkpoint or copy of the state, or start an
     return content
 
 
+def check_layout(what: str, found: int, reads: int) -> None:
+    """
+    Raises
+    ------
+    ValueError
+        If a thing that is sound has another layout than this version reads.
+    """
+    if found != reads:
+        raise ValueError(
+            f"{what} has layout {found}, this freshet reads {reads}; go on with the version that wrote it, "
+            "or start anew with --fresh"
+        )
+
+
 def sums(words: Array, family: str, row_ids: Iterable[str], tails: Iterable[bytes]) -> Array:
     """The checksum of each row of a family.
 
