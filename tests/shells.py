@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from udfs.learner import Learned, Learner
-from udfs.publisher import Publisher, learned_entities
+from udfs.publisher import Entity, Publisher, learned_entities
 
 
 def publish(
@@ -18,3 +20,15 @@ def publish(
     """Writes what was learned, or all that is known, to Redis."""
     rows = learner.encode(learned or learner.everything())
     publisher.learned(*learned_entities(learner, rows, publisher.keys, shard, shards, epoch))
+
+
+def entity_fields(entities: Iterable[Entity]) -> dict[str, dict[bytes, bytes]]:
+    """The fields that a write gives each entity, its version aside, as Redis returns them."""
+
+    def text(value: bytes | str | int) -> bytes:
+        return value if isinstance(value, bytes) else str(value).encode()
+
+    found = {}
+    for key, (_, _, _, *words) in entities:
+        found[key] = dict(zip(map(text, words[::2]), map(text, words[1::2]), strict=True))
+    return found
