@@ -54,7 +54,7 @@ class Trial:
         self._make_model = model
         self.outcomes: Counter[str] = Counter()
         self.read = self.compared = self.of_crowd = self.fed = 0
-        self.refused: set[int] = set()  # positions of lines that have a dead letter
+        self.refused: dict[int, str] = {}  # reasons of lines that have a dead letter, by position
         self._line = 1
         self._config = replace(INTAKE, fmt=replace(FORMAT, max_value=max_value))
         self._parser = EventParser(self._config.fmt)
@@ -127,7 +127,7 @@ class Trial:
             raw = base64.b64decode(letter["raw"])
             check(raw == lines.pop(position, None), f"line {position} is not what its dead letter holds: {raw[:300]!r}")
             self.outcomes[reason] += 1
-            self.refused.add(position)
+            self.refused[position] = reason
 
     def _check_feed(self, events: str) -> None:
         for record in events.split(RECORD):
