@@ -86,10 +86,20 @@ def input_files(path: Path) -> list[tuple[Path, str]]:
         found = [(p, f) for p in sorted(path.iterdir()) if p.is_file() and (f := format_of(p)) is not None]
         if not found:
             raise InputError(f"the folder {path} has no file that ends in .jsonl, .csv, .jsonl.gz or .csv.gz")
+        for file, _ in found:
+            _check_name(file)
         return found
     if not path.is_file():
         raise InputError(f"there is no file or folder {path}")
+    _check_name(path)
     return [(path, format_of(path) or "")]
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name {str(path)!r} is not UTF-8, as positions are written: rename it") from error
 
 
 def format_of(path: Path) -> str | None:
@@ -116,6 +126,26 @@ def without_terminator(line: bytes) -> bytes:
     return line.removesuffix(b"\r")
 
 
+def columns(path: Path, first: bytes) -> list[str]:
+    """The column names in the first line of a CSV file.
+
+    >>> columns(Path("a.csv"), b'user_id,"item, id"\\r\\n')
+    ['user_id', 'item, id']
+
+    Raises
+    ------
+    InputError
+        If it is not a line of CSV.
+    """
+    try:
+        return next(csv.reader([without_terminator(first).decode(errors="replace")]), [])
+    except csv.Error as error:
+        raise InputError(
+            f"{path}: the first line is not a CSV header ({error}); it should name the columns, and lines should end "
+            "in a line feed"
+        ) from error
+
+
 @dataclass
 class _File:
     """One file of the feed, as far as it is read."""
@@ -140,8 +170,7 @@ class _File:
         start = len(_BOM) if head.startswith(_BOM) else 0
         self.stream.seek(start)
         if self.format == "csv":
-            first = without_terminator(self.stream.readline())
-            self.header = next(csv.reader([first.decode(errors="replace")]), [])
+            self.header = columns(self.path, self.stream.readline())
             if self.line == 1:
                 self.offset, self.line = self.stream.tell(), 2
         self.offset = max(self.offset, start)
@@ -289,8 +318,8 @@ def peak_density(files: Sequence[tuple[str, str]], fmt: EventFormat) -> float:
 
 def _density(path: Path, kind: str, parser: EventParser) -> float:
     with open_lines(path) as stream:
-        first = without_terminator(stream.readline())
-        header = next(csv.reader([first.removeprefix(_BOM).decode(errors="replace")]), []) if kind == "csv" else None
+        first = stream.readline().removeprefix(_BOM)
+        header = columns(path, first) if kind == "csv" else None
         packed = path.suffix == ".gz"
         step = max(_SAMPLED_BYTES // 1_024 if packed else path.stat().st_size // _SAMPLES, 1)
         samples: list[tuple[int, int]] = []  # bytes before a line, and its time
