@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: run test lint bench lock clean
+.PHONY: run test lint bench chaos lock clean
 
 run: $(INSTALLED)
 	$(BIN)/freshet run $(ARGS)
@@ -26,6 +26,9 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.first_state
 	$(BIN)/python -m benchmarks.republish
+
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz
 
 # The lock file pins the whole tree, with hashes; the project itself is installed on top of it.
 $(INSTALLED): requirements.lock pyproject.toml

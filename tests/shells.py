@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import orjson
 
 from udfs.learner import Learned, Learner
-from udfs.publisher import Author, Publisher, dropped_calls, header_entity, learned_entities
+from udfs.publisher import Author, Entity, Publisher, dropped_calls, header_entity, learned_entities
 
 
 def publish(
@@ -25,3 +27,15 @@ def publish(
     entities, items = learned_entities(learner, learner.encode(learned), author)
     header = header_entity(learner, author)
     publisher.learned(author, entities, items, drops, reached=orjson.dumps(learner.reached), header=header)
+
+
+def entity_fields(entities: Iterable[Entity]) -> dict[str, dict[bytes, bytes]]:
+    """The fields that a write gives each entity, its version aside, as Redis returns them."""
+
+    def text(value: bytes | str | int) -> bytes:
+        return value if isinstance(value, bytes) else str(value).encode()
+
+    found = {}
+    for key, (_, _, _, *words) in entities:
+        found[key] = dict(zip(map(text, words[::2]), map(text, words[1::2]), strict=True))
+    return found

@@ -1,11 +1,15 @@
 """Golden bytes: what layout 1 wrote is read, and written again, byte for byte.
 
-``golden/layout1.json`` holds what each thing looked like when its layout was made. It is never regenerated: a
-change of a layout adds a file and a reader, and leaves this one to pass.
+``golden/layout1.json`` holds what each thing looked like when its layout was made. From the first release on it is
+never regenerated. A change of a layout counts up the ``LAYOUT`` of what it changes, adds ``golden/layout2.json`` with
+what is written then, and a reader that turns what layout 1 wrote into the same numbers. The tests below then read
+both files, and those that write compare with the newest.
 """
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from tests.udfs.cases import rows_of
 from udfs.batch import Batch
 from udfs.chunk import Chunk, Run
 from udfs.events import EventFormat
+from udfs.generator import GeneratorConfig, GeneratorFeed
 from udfs.intake import Intake, IntakeConfig
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.reading import FileFeed
@@ -98,7 +103,14 @@ def position_of(path: Path) -> bytes:
     feed = FileFeed([(str(path), "jsonl")], EventFormat(), "7-0", 1)
     feed.seek(None)
     feed.read()
-    return feed.position().replace(str(path.parent).encode(), b"FOLDER")
+    return feed.position()
+
+
+def position_of_the_generator() -> bytes:
+    feed = GeneratorFeed(GeneratorConfig(events=9), "7-0", chunk_events=4)
+    feed.seek(None)
+    feed.read()
+    return feed.position()
 
 
 def rows(learner: Learner) -> dict[str, bytes]:
@@ -162,7 +174,7 @@ def test_learner_is_read(golden: dict[str, Any], name: str, kind: str, params: d
 
 
 def test_a_row_is_documented_numbers(golden: dict[str, Any]) -> None:
-    """Layout, length of the model's part, count, updated_at, seq, popularity; then weights and slots as doubles."""
+    """Layout, length of the model's part, count, updated_at, seq, popularity; weights and slots; checksum; seen."""
     blob = bytes.fromhex(golden["biased_mf"]["rows"]["user:ann"])
     assert blob[0] == 1 and int.from_bytes(blob[4:8], "little") == 40
     assert [int.from_bytes(blob[at : at + 8], "little") for at in (8, 16, 24)] == [2, T0 + 1, 2]
@@ -171,15 +183,31 @@ def test_a_row_is_documented_numbers(golden: dict[str, Any]) -> None:
     weights = rows_of(learner.model, "user", "ann")
     assert learner.model.biases("user", weights)[0] == pytest.approx(bias)
     assert learner.model.vectors("user", weights)[0].tolist() == pytest.approx(factors)
-    assert blob[80:] == '["tea","\u00e9t\u00e9"]'.encode()
+    # The checksum, in plain words: a polynomial in one odd number, of mixed words, after a CRC-32 of the rest.
+    check, factor = zlib.crc32(blob[88:], zlib.crc32(b"ann", zlib.crc32(b"user"))), 0x9E3779B97F4A7C15
+    total = check * factor
+    for place, word in enumerate(struct.unpack("<10Q", blob[:80]), 2):
+        total += (word ^ word >> 32) * factor**place
+    assert int.from_bytes(blob[80:88], "little") == total % 2**64
+    assert blob[88:] == '["tea","\u00e9t\u00e9"]'.encode()
 
 
-def test_position_of_a_feed(golden: dict[str, Any], tmp_path: Path) -> None:
+def test_position_of_a_feed(golden: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a position names its file
     position = golden["position"].encode()
-    assert position_of(tmp_path / "a.jsonl") == position
-    feed = FileFeed([(str(tmp_path / "a.jsonl"), "jsonl")], EventFormat(), "7-0")
-    feed.seek(position.replace(b"FOLDER", str(tmp_path).encode()))
+    assert position_of(Path("a.jsonl")) == position
+    feed = FileFeed([("a.jsonl", "jsonl")], EventFormat(), "7-0")
+    feed.seek(position)
     assert feed.read().lines == [b"b", b"c"]
+
+
+def test_position_of_the_generator(golden: dict[str, Any]) -> None:
+    position = golden["generator_position"].encode()
+    assert position_of_the_generator() == position
+    feed = GeneratorFeed(GeneratorConfig(events=9), "7-0", chunk_events=4)
+    feed.seek(position)
+    chunk = feed.read()
+    assert chunk is not None and [(run.first, run.count) for run in chunk.runs] == [(4, 4)]
 
 
 def test_manifest(golden: dict[str, Any], tmp_path: Path) -> None:

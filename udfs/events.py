@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -211,8 +212,8 @@ _UNITS: Final = {
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, cut: a bad record may hold a megabyte."""
-    text = repr(value)
+    """A value for a message, cut: a bad record may hold a megabyte, or more levels than ``repr`` goes down."""
+    text = reprlib.repr(value) if isinstance(value, list | dict) else repr(value)
     return text if len(text) <= 60 else text[:60] + "..."
 
 

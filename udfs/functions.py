@@ -136,9 +136,7 @@ class IntakeFunction(KeyedProcessFunction):
 
     def _restored(self) -> Intake:
         self._intake = Intake(self._config)
-        header = self._header.value()
-        if header is not None:
-            self._intake.restore(header, self._blobs.items())
+        self._intake.restore(self._header.value(), self._blobs.items())
         return self._intake
 
 
@@ -203,9 +201,8 @@ class LearnFunction(KeyedProcessFunction):
     def _restored(self, key: str) -> Learner:
         learner = self._learners[key] = Learner(self._config, self._make_model())
         header = self._header.value()
-        if header is not None:
-            rows = ((*name.split(":", 1), blob) for name, blob in self._rows.items())
-            learner.restore(header, rows, self._waiting.items())
+        rows = ((*name.split(":", 1), blob) for name, blob in self._rows.items())
+        learner.restore(header, rows, self._waiting.items())
         author = Author(self._publisher.keys, self._shard_of[key], len(self._shard_of), self._epoch)
         self._outboxes[key] = Outbox(self._publisher, learner, author)
         return learner

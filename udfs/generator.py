@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import orjson
 
 from udfs.chunk import Chunk, Run
+from udfs.reading import decode_position, encode_position
 
 BLOCK: Final = 1_000
 START: Final = 1_704_067_200_000  # 2024-01-01T00:00:00Z
@@ -142,8 +142,9 @@ class GeneratorFeed:
         self.ended = False
 
     def seek(self, position: bytes | None) -> None:
-        fresh = {"next": 0, "until": 0, "ended": True, "run_id": ""}
-        stored: dict[str, Any] = orjson.loads(position) if position else fresh
+        stored: dict[str, Any] = {"next": 0, "until": 0, "ended": True, "run_id": ""}
+        if position is not None:
+            stored = decode_position(position)
         self._next, self._until = stored["next"], stored["until"]
         self.ended = stored["ended"] and stored["run_id"] == self._run_id
         if stored["ended"] and not self.ended:
@@ -151,8 +152,7 @@ class GeneratorFeed:
         self._start = (self._clock(), self._next)
 
     def position(self) -> bytes:
-        stored = {"next": self._next, "until": self._until, "ended": self.ended, "run_id": self._run_id}
-        return orjson.dumps(stored)
+        return encode_position({"next": self._next, "until": self._until, "ended": self.ended, "run_id": self._run_id})
 
     def pause(self) -> int:
         return 100 if self._config.rate else 0

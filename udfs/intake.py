@@ -18,9 +18,11 @@ from udfs.batch import Batch
 from udfs.chunk import Chunk
 from udfs.deadletters import dead_letter
 from udfs.events import EventFormat, EventParser, Rejected
+from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
 from udfs.tilefeed import PIECE, Fed, TileConfig, TileFeed, TileFeeder
 
 LAYOUT: Final = 1
+_PART: Final = "the intake's"
 
 
 def shard_of(user_id: str, shards: int) -> int:
@@ -124,8 +126,8 @@ class Intake:
 
     @property
     def header(self) -> bytes:
-        """The small part of the state, written after each chunk."""
-        return orjson.dumps(
+        """The small part of the state, written after each chunk, and how many blobs belong to it."""
+        header = orjson.dumps(
             {
                 "layout": LAYOUT,
                 "counts": self.counts.as_dict(),
@@ -136,20 +138,26 @@ class Intake:
                 "first_read_at": self.first_read_at,
                 "blob_number": self.blob_number,
                 "forgotten": self.forgotten,
+                "blobs": len(self._seen_blobs) + (0 if self.tiles is None else self.tiles.blobs),
             }
         )
+        return seal("header", header)
 
-    def restore(self, header: bytes, blobs: Iterable[tuple[str, bytes]]) -> None:
-        """Takes up the state of an earlier process.
+    def restore(self, header: bytes | None, blobs: Iterable[tuple[str, bytes]]) -> None:
+        """Takes up the state of an earlier process; without a header, nothing else may be there.
 
         Raises
         ------
         ValueError
-            If the layout is newer than this version reads.
+            If the layout is newer than this version reads, or anything is damaged or missing.
         """
-        stored = orjson.loads(header)
-        if stored["layout"] != LAYOUT:
-            raise ValueError(f"the intake's state has layout {stored['layout']}, this freshet reads {LAYOUT}")
+        blobs = list(blobs)
+        if header is None:
+            if blobs:
+                raise Damaged(f"the intake's state has {len(blobs)} blobs, but no header; {REMEDY}")
+            return
+        stored = orjson.loads(unseal(_PART, "header", header))
+        check_layout("the intake's state", stored["layout"], LAYOUT)
         self.counts = Counts(**stored["counts"])
         self.base, self.run_id = stored["base"], stored["run_id"]
         self.newest, self.ended, self.blob_number = stored["newest"], stored["ended"], stored["blob_number"]
@@ -158,7 +166,10 @@ class Intake:
             self.run_id, self.base, self.first_read_at = self.config.run_id, self.counts.as_dict(), None
             self.ended = False  # what has ended is the input of another run
         tiles: list[tuple[str, bytes]] = []
-        for name, blob in sorted(blobs, key=_stored_at):
+        if len(blobs) != stored["blobs"]:
+            raise Damaged(f"the intake's header counts {stored['blobs']} blobs, its state has {len(blobs)}; {REMEDY}")
+        for name, sealed in sorted(blobs, key=_stored_at):
+            blob = unseal(_PART, name, sealed)
             if name.startswith("d:"):
                 times, keys = orjson.loads(blob)
                 for key, time in zip(keys, times, strict=True):
@@ -293,6 +304,7 @@ class Intake:
                 watermark, ended=chunk.ended, number=self.blob_number, puts=result.puts, removes=result.removes
             )
         self.blob_number += 1
+        result.puts = {name: seal(name, blob) for name, blob in result.puts.items()}
         return result
 
     def _letter(self, reason: str, message: str, source: str, position: int, line: bytes) -> str:

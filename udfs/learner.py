@@ -18,6 +18,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -31,8 +32,11 @@ from udfs.ids import Group
 from udfs.metrics import Prequential, since, values
 from udfs.models import ITEM, USER, RowModel
 from udfs.rows import EncodedRows, Rows
+from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
 
 LAYOUT: Final = 1
+_AT_ONCE: Final = 10_000  # rows that are restored together
+_PART: Final = "the learner's"
 
 __all__ = ["Learned", "Learner", "LearnerConfig", "build"]
 
@@ -181,14 +185,15 @@ class Learner:
         return done
 
     def waiting_of(self, number: int) -> bytes | None:
-        """What still waits of a batch, as a batch to be stored; None if nothing does."""
+        """What still waits of a batch, to be stored by its number; None if nothing does."""
         if number not in self.batches:
             return None
         _, sources, lines = self.batches[number]
         raw = lines.split(b"\n")
         waiting = [event for event in self.waiting if event[8] == number]
         kept = b"\n".join([raw[event[9]] for event in waiting])
-        return Batch(self.released, False, sources, [event[:8] for event in waiting], kept).encode()
+        batch = Batch(self.released, False, sources, [event[:8] for event in waiting], kept)
+        return seal(_batch(number), batch.encode())
 
     def nothing(self) -> Learned:
         """No change."""
@@ -278,7 +283,7 @@ class Learner:
         return {"learned": self.learned, "diverged": self.diverged, "means": self.scores.means}
 
     def header(self) -> bytes:
-        """The small part of the state, stored after each group."""
+        """The small part of the state, stored after each element, and how many rows and batches belong to it."""
         header = {
             "layout": LAYOUT,
             "model": orjson.Fragment(self.model.header()),
@@ -291,6 +296,8 @@ class Learner:
             "updated_at": self.updated_at,
             "released": self.released,
             "batch_number": self.batch_number,
+            "rows": {family: len(rows) for family, rows in self.rows.items()},
+            "batches": len(self.batches),
         }
         if self.bounds is not None:
             header["growth"] = self.config.growth.stored()
@@ -298,7 +305,7 @@ class Learner:
             header["dropped"] = self.dropped
         if self.positions:
             header["positions"] = self.positions
-        return orjson.dumps(header)
+        return seal("header", orjson.dumps(header))
 
     def encode(self, learned: Learned) -> dict[str, EncodedRows]:
         """The touched rows by family, encoded once for the state and for Redis."""
@@ -309,7 +316,7 @@ class Learner:
 
     def restore(
         self,
-        header: bytes,
+        header: bytes | None,
         rows: Iterable[tuple[str, str, bytes]],
         batches: Iterable[tuple[int, bytes]],
     ) -> None:
@@ -317,6 +324,8 @@ class Learner:
 
         Parameters
         ----------
+        header
+            None where there is none: then nothing else may be there.
         rows
             ``(family, id, bytes)`` of each row.
         batches
@@ -325,11 +334,15 @@ class Learner:
         Raises
         ------
         ValueError
-            If the state was written by another model, by other factors, or by a newer layout.
+            If the state was written by another model, by other factors, or by a newer layout; if anything in it is
+            damaged or missing.
         """
-        stored = orjson.loads(header)
-        if stored["layout"] != LAYOUT:
-            raise ValueError(f"the learner's state has layout {stored['layout']}, this freshet reads {LAYOUT}")
+        if header is None:
+            if [*islice(rows, 1), *islice(batches, 1)]:
+                raise Damaged(f"the learner's state has rows or waiting batches, but no header; {REMEDY}")
+            return
+        stored = orjson.loads(unseal(_PART, "header", header))
+        check_layout("the learner's state", stored["layout"], LAYOUT)
         self.model.restore_header(orjson.dumps(stored["model"]))
         counts = stored["counts"]
         self.seq, self.learned, self.diverged = stored["seq"], counts["learned"], counts["diverged"]
@@ -340,10 +353,9 @@ class Learner:
         self.dropped |= stored.get("dropped", {})
         self.positions = stored.get("positions", {})
         self.rebounded = stored.get("growth", GrowthConfig().stored()) != self.config.growth.stored()
-        for family, row_id, blob in rows:
-            self.model.decode_row(family, row_id, self.rows[family].restore(row_id, blob))
+        self._restore_rows(iter(rows))
         for number, blob in sorted(batches):
-            batch = Batch.decode(blob)
+            batch = Batch.decode(unseal(_PART, _batch(number), blob))
             fresh = [
                 [*event, number, index]
                 for index, event in enumerate(batch.events)
@@ -352,9 +364,26 @@ class Learner:
             self.waiting += fresh
             self.batches[number] = (max(event[0] for event in batch.events), batch.sources, batch.lines)
         self.waiting.sort()
+        found = {family: len(of) for family, of in self.rows.items()}, len(self.batches)
+        expected = stored["rows"], stored["batches"]
+        if found != expected:
+            raise Damaged(
+                f"the learner's header counts {expected[0]} rows and {expected[1]} waiting batches, its state has "
+                f"{found[0]} and {found[1]}; {REMEDY}"
+            )
         if self.run_id != self.config.run_id:
             self.run_id, self.base, self.carried = self.config.run_id, self._counts(), len(self.waiting)
             self.ended = False  # what has ended is the input of another run
+
+    def _restore_rows(self, rows: Iterator[tuple[str, str, bytes]]) -> None:
+        while some := list(islice(rows, _AT_ONCE)):
+            for family in {family for family, _, _ in some}:
+                if family not in self.rows:
+                    raise Damaged(f"the state has rows of {family!r}, {self.model.name} has {[*self.rows]}; {REMEDY}")
+                row_ids = [row_id for of, row_id, _ in some if of == family]
+                parts = self.rows[family].restore(row_ids, [blob for of, _, blob in some if of == family])
+                for row_id, part in zip(row_ids, parts, strict=True):
+                    self.model.decode_row(family, row_id, part)
 
     def summary(self) -> dict[str, Any]:
         """What readers of the header see, in plain values."""
@@ -372,3 +401,7 @@ class Learner:
             "metrics": values(self.scores.means),
             "metrics_run": values(since(self.scores.means, self.base["means"])),
         }
+
+
+def _batch(number: int) -> str:
+    return f"batch {number}"

@@ -20,11 +20,13 @@ import orjson
 
 from udfs.chunk import Chunk, Run
 from udfs.events import TIMESTAMP, EventFormat, EventParser, Rejected
+from udfs.seal import check_layout, seal, unseal
 
 _BOM: Final = b"\xef\xbb\xbf"
 _HEAD: Final = 1_024
 _FIRST_BYTES: Final = 250_000
 FORMATS: Final = ("jsonl", "csv")
+LAYOUT: Final = 1
 
 
 class Feed(Protocol):
@@ -33,7 +35,13 @@ class Feed(Protocol):
     ended: bool
 
     def seek(self, position: bytes | None) -> None:
-        """Goes on where :meth:`position` was taken; None is the beginning. Called once, first."""
+        """Goes on where :meth:`position` was taken; None is the beginning. Called once, first.
+
+        Raises
+        ------
+        ValueError
+            If the position is damaged, or of a newer layout.
+        """
 
     def read(self) -> Chunk | None:
         """The next chunk; the last one says so. None: nothing is due yet."""
@@ -63,6 +71,23 @@ class IdleFeed:
         return 1_000
 
 
+def encode_position(stored: dict[str, Any]) -> bytes:
+    """A feed's position as it is stored."""
+    return seal("position", orjson.dumps({"layout": LAYOUT, **stored}))
+
+
+def decode_position(position: bytes) -> dict[str, Any]:
+    """
+    Raises
+    ------
+    ValueError
+        If the position is damaged, or of a newer layout.
+    """
+    stored: dict[str, Any] = orjson.loads(unseal("the reader's", "position", position))
+    check_layout("the reader's position", stored["layout"], LAYOUT)
+    return stored
+
+
 class InputError(ValueError):
     """An input can't be read; the message names it and what would help."""
 
@@ -79,10 +104,20 @@ def input_files(path: Path) -> list[tuple[Path, str]]:
         found = [(p, f) for p in sorted(path.iterdir()) if p.is_file() and (f := format_of(p)) is not None]
         if not found:
             raise InputError(f"the folder {path} has no file that ends in .jsonl, .csv, .jsonl.gz or .csv.gz")
+        for file, _ in found:
+            _check_name(file)
         return found
     if not path.is_file():
         raise InputError(f"there is no file or folder {path}")
+    _check_name(path)
     return [(path, format_of(path) or "")]
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name {str(path)!r} is not UTF-8, as positions are written: rename it") from error
 
 
 def format_of(path: Path) -> str | None:
@@ -109,6 +144,26 @@ def without_terminator(line: bytes) -> bytes:
     return line.removesuffix(b"\r")
 
 
+def columns(path: Path, first: bytes) -> list[str]:
+    """The column names in the first line of a CSV file.
+
+    >>> columns(Path("a.csv"), b'user_id,"item, id"\\r\\n')
+    ['user_id', 'item, id']
+
+    Raises
+    ------
+    InputError
+        If it is not a line of CSV.
+    """
+    try:
+        return next(csv.reader([without_terminator(first).decode(errors="replace")]), [])
+    except csv.Error as error:
+        raise InputError(
+            f"{path}: the first line is not a CSV header ({error}); it should name the columns, and lines should end "
+            "in a line feed"
+        ) from error
+
+
 @dataclass
 class _File:
     """One file of the feed, as far as it is read."""
@@ -133,8 +188,7 @@ class _File:
         start = len(_BOM) if head.startswith(_BOM) else 0
         self.stream.seek(start)
         if self.format == "csv":
-            first = without_terminator(self.stream.readline())
-            self.header = next(csv.reader([first.decode(errors="replace")]), [])
+            self.header = columns(self.path, self.stream.readline())
             if self.line == 1:
                 self.offset, self.line = self.stream.tell(), 2
         self.offset = max(self.offset, start)
@@ -199,7 +253,9 @@ class FileFeed:
         self.ended = False
 
     def seek(self, position: bytes | None) -> None:
-        stored: dict[str, Any] = orjson.loads(position) if position else {"files": {}, "ended": False, "run_id": ""}
+        stored: dict[str, Any] = {"files": {}, "ended": False, "run_id": ""}
+        if position is not None:
+            stored = decode_position(position)
         self._other = stored["files"]
         self.ended = stored["ended"] and stored["run_id"] == self._run_id
         for file in self._files:
@@ -210,7 +266,7 @@ class FileFeed:
 
     def position(self) -> bytes:
         files = {**self._other, **{str(file.path): file.stored() for file in self._files}}
-        return orjson.dumps({"files": files, "ended": self.ended, "run_id": self._run_id})
+        return encode_position({"files": files, "ended": self.ended, "run_id": self._run_id})
 
     def pause(self) -> int:
         return 0
@@ -280,8 +336,8 @@ def peak_density(files: Sequence[tuple[str, str]], fmt: EventFormat) -> float:
 
 def _density(path: Path, kind: str, parser: EventParser) -> float:
     with open_lines(path) as stream:
-        first = without_terminator(stream.readline())
-        header = next(csv.reader([first.removeprefix(_BOM).decode(errors="replace")]), []) if kind == "csv" else None
+        first = stream.readline().removeprefix(_BOM)
+        header = columns(path, first) if kind == "csv" else None
         packed = path.suffix == ".gz"
         step = max(_SAMPLED_BYTES // 1_024 if packed else path.stat().st_size // _SAMPLES, 1)
         samples: list[tuple[int, int]] = []  # bytes before a line, and its time

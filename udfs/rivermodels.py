@@ -292,7 +292,10 @@ class RiverRanker(RowModel):
             ("slots", self._slots),
         ):
             if stored[what] != mine:
-                raise ValueError(f"the state was learned with {what} = {stored[what]}, this job has {what} = {mine}")
+                raise ValueError(
+                    f"the state was learned with {what} = {stored[what]}, this job has {what} = {mine}: "
+                    "set it as it was, or start anew with --fresh"
+                )
         if self._mean is not None:
             self._mean.n, self._mean._mean = stored["mean"]
         for name, values in stored["optimizers"].items():

@@ -8,11 +8,10 @@ an event costs is mostly waiting for memory.
 from __future__ import annotations
 
 import math
-import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from math import log2
 from typing import Any, Final
 
@@ -21,9 +20,11 @@ import orjson
 
 from udfs.ids import Group, Ids
 from udfs.models import USER, Array
+from udfs.seal import REMEDY, Damaged, sums
 
 ROW_LAYOUT: Final = 1
-# The fixed part of a stored row; ``size`` is the length in bytes of the model's part, which comes next.
+# The fixed part of a stored row. The model's part comes next, which has ``size`` bytes, a whole number of words; then a
+# checksum over the row, family and id; then, of a user, what it has seen.
 HEAD: Final = np.dtype(
     [
         ("layout", "<u4"),
@@ -34,7 +35,7 @@ HEAD: Final = np.dtype(
         ("popularity", "<f8"),
     ]
 )
-_LAYOUT_AND_SIZE: Final = struct.Struct("<II")
+_CHECK: Final = 8  # bytes of the checksum
 _LINE_FEED: Final = orjson.Fragment(b"\n")
 
 
@@ -60,7 +61,7 @@ class EncodedRows:
     Attributes
     ----------
     blobs
-        The bytes of each row: the fixed part, the model's weights, and what a user has seen.
+        The bytes of each row: the fixed part, the model's weights, a checksum, and what a user has seen.
     heads
         The fixed parts, dtype :data:`HEAD`, shape ``(len(row_ids),)``.
     weights
@@ -185,11 +186,13 @@ class Rows(Mapping[str, Row]):
         numbers = list(rows.values())
         heads = self.heads.take(numbers)
         heads["size"] = weights.itemsize * weights.shape[1]
-        parts = [heads.view(np.uint8).reshape(len(heads), HEAD.itemsize), weights.view(np.uint8)]
-        joined = np.concatenate(parts, axis=1)
-        text, length = joined.tobytes(), joined.shape[1]
-        blobs = [text[at : at + length] for at in range(0, len(text), length)]
         seen = self._seen_json(numbers) if self.family == USER else []
+        words = np.empty((len(heads), (HEAD.itemsize + _CHECK) // 8 + weights.shape[1]), dtype="<u8")
+        words[:, : HEAD.itemsize // 8] = heads.view("<u8").reshape(len(heads), HEAD.itemsize // 8)
+        words[:, HEAD.itemsize // 8 : -1] = weights.view("<u8")
+        words[:, -1] = sums(words[:, :-1], self.family, rows, seen or repeat(b""))
+        text, length = words.tobytes(), 8 * words.shape[1]
+        blobs = [text[at : at + length] for at in range(0, len(text), length)]
         if seen:
             blobs = [blob + tail for blob, tail in zip(blobs, seen, strict=True)]
         return EncodedRows(list(rows), blobs, heads, weights, seen)
@@ -207,26 +210,47 @@ class Rows(Mapping[str, Row]):
         # A line feed in a string is escaped in JSON, so these are ours.
         return orjson.dumps(parts[:-1]).replace(b",\n,", b"]\n[").split(b"\n") if parts else []
 
-    def restore(self, row_id: str, blob: bytes) -> bytes:
-        """Takes up an encoded row, and returns the model's part of it.
+    def restore(self, row_ids: Sequence[str], blobs: Sequence[bytes]) -> list[bytes]:
+        """Takes up encoded rows, and returns the model's part of each.
 
         Raises
         ------
         ValueError
-            If it was written by a newer layout.
+            If one was written by a newer layout, is damaged, or was stored under another id.
         """
-        layout, size = _LAYOUT_AND_SIZE.unpack_from(blob)
-        if layout != ROW_LAYOUT:
-            raise ValueError(
-                f"the row of {self.family} {row_id!r} has layout {layout}, this freshet reads {ROW_LAYOUT}"
-            )
-        [number] = self.ids.add([row_id])
-        self._fit()
-        self.heads[number] = np.frombuffer(blob, HEAD, 1)[0]
+        # All at once if all are sound and of one size; otherwise one by one, to find which is not.
+        size = int.from_bytes(blobs[0][4:8], "little")
         end = HEAD.itemsize + size
-        if self.family == USER:
-            self.seen[number] = tuple(map(sys.intern, orjson.loads(blob[end:])))
-        return blob[HEAD.itemsize : end]
+        length = end + _CHECK
+        fixed = b"".join([blob[:length] for blob in blobs])
+        if size % 8 == 0 and len(fixed) == length * len(blobs):
+            words = np.frombuffer(fixed, "<u8").reshape(len(blobs), -1)
+            heads = np.frombuffer(b"".join([blob[: HEAD.itemsize] for blob in blobs]), HEAD)
+            tails = [blob[length:] for blob in blobs]
+            alike = (heads["layout"] == ROW_LAYOUT) & (heads["size"] == size)
+            if np.all(alike & (words[:, -1] == sums(words[:, :-1], self.family, row_ids, tails))):
+                numbers = self.ids.add(row_ids)
+                self._fit()
+                self.heads[numbers] = heads
+                if self.family == USER:
+                    for number, tail in zip(numbers, tails, strict=True):
+                        self.seen[number] = tuple(map(sys.intern, orjson.loads(tail)))
+                return [blob[HEAD.itemsize : end] for blob in blobs]
+        if len(blobs) == 1:
+            raise self._refusal(row_ids[0], blobs[0])
+        return [self.restore([row_id], [blob])[0] for row_id, blob in zip(row_ids, blobs, strict=True)]
+
+    def _refusal(self, row_id: str, blob: bytes) -> Damaged:
+        row, layout = f"the row of {self.family} {row_id!r}", int.from_bytes(blob[:4], "little")
+        if layout != ROW_LAYOUT and len(blob) >= HEAD.itemsize:
+            return Damaged(
+                f"{row} has layout {layout}, this freshet reads {ROW_LAYOUT}: it is damaged, or a newer version "
+                f"wrote it; {REMEDY}"
+            )
+        return Damaged(
+            f"{row} is damaged: its {len(blob)} bytes do not have the checksum that was stored with them for this id; "
+            f"{REMEDY}"
+        )
 
 
 def _unused(count: int) -> Array:

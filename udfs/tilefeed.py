@@ -207,6 +207,11 @@ class TileFeeder:
         """The pairs of user and item of each open day (its start, ms)."""
         return self._pairs
 
+    @property
+    def blobs(self) -> int:
+        """How many blobs are stored."""
+        return len(self._pair_blobs) + len(self._session_blobs)
+
     def feed(
         self, events: Sequence[Fed], cuts: Sequence[tuple[int, int]], number: int, puts: dict[str, bytes]
     ) -> list[TileFeed]:

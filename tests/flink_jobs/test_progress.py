@@ -30,6 +30,7 @@ class Job:
     def __init__(self, shards: int) -> None:
         self.shards = shards
         self.number = 0
+        self.blobs: dict[str, bytes] = {}
         self._start()
 
     def _start(self) -> None:
@@ -45,7 +46,7 @@ class Job:
         states = [(learner.header(), self._rows(learner), self._waiting(learner)) for learner in self.learners]
         self.number += 1
         self._start()
-        self.intake.restore(header, [])  # what it remembers of ids does not matter here
+        self.intake.restore(header, self.blobs.items())
         for learner, (of, rows, waiting) in zip(self.learners, states, strict=True):
             learner.restore(of, rows, waiting)
 
@@ -59,14 +60,13 @@ class Job:
 
     @staticmethod
     def _waiting(learner: Learner) -> list[tuple[int, bytes]]:
-        found = []
-        for number, (_, sources, lines) in learner.batches.items():
-            events = [event[:8] for event in learner.waiting if event[8] == number]
-            found.append((number, Batch(None, False, sources, events, lines).encode()))
-        return [(number, blob) for number, blob in found if Batch.decode(blob).events]
+        return [(n, blob) for n in learner.batches if (blob := learner.waiting_of(n)) is not None]
 
     def put(self, lines: list[bytes], *, ended: bool = False) -> None:
         result = self.intake.process(Chunk([Run("log", 1, len(lines))], lines, ended=ended), now=T0)
+        self.blobs |= result.puts
+        for name in result.removes:
+            del self.blobs[name]
         for shard, blob in result.batches.items():
             learner = self.learners[shard]
             for _ in learner.process(Batch.decode(blob)):

@@ -224,6 +224,16 @@ def test_a_message_is_short_whatever_the_record() -> None:
     assert isinstance(result, Rejected) and len(result.message) < 200
 
 
+@pytest.mark.parametrize("levels", [900, 1_000, 1_020])
+@pytest.mark.parametrize(
+    "name", ["user_id", "item_id", "event_id", "timestamp", "event_type", "event_value", "context"]
+)
+def test_a_message_does_not_go_down_all_levels_of_a_record(name: str, levels: int) -> None:
+    raw = line(**{name: ...}).replace(b"{", b'{"%s":' % name.encode() + b"[" * levels + b"]" * levels + b",", 1)
+    result = EventParser(EventFormat()).parse_json(raw)
+    assert isinstance(result, Rejected) and result.reason.startswith("invalid_")
+
+
 ids = st.one_of(st.text(max_size=5), st.integers(), st.floats(), st.booleans(), st.none(), st.lists(st.none()))
 records = st.fixed_dictionaries(
     {},

@@ -17,6 +17,7 @@ from udfs.batch import Batch
 from udfs.chunk import Chunk, Run
 from udfs.events import EventFormat, EventParser
 from udfs.intake import Intake, IntakeConfig, IntakeResult, shard_of
+from udfs.seal import seal, unseal
 from udfs.tilefeed import DAY, PIECE, RECORD, UNIT, TileConfig, unescape
 
 T0 = 1_700_000_000_000
@@ -249,7 +250,8 @@ def test_a_newer_layout_is_refused() -> None:
     host = Host()
     host.put([event(0)])
     assert host.header is not None
-    newer = host.header.replace(b'"layout":1', b'"layout":2')
+    stored = orjson.loads(unseal("the intake's", "header", host.header))
+    newer = seal("header", orjson.dumps({**stored, "layout": 2}))
     with pytest.raises(ValueError, match=r"layout 2.*reads 1"):
         Intake(CONFIG).restore(newer, [])
 

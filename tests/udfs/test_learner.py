@@ -18,6 +18,7 @@ from udfs.batch import Batch
 from udfs.learner import Learned, Learner, LearnerConfig, build
 from udfs.metrics import NAMES, Prequential, pooled, since, values
 from udfs.rivermodels import KINDS
+from udfs.seal import seal, unseal
 
 T0 = 1_700_000_000_000
 CONFIG = LearnerConfig(run_id="run", group=7, seen=3)
@@ -40,6 +41,11 @@ def batch(of: list[Event], watermark: int | None = None, *, ended: bool = False)
     return Batch(watermark, ended, ["log"], of, b"\n".join(raw(event) for event in of)).encode()
 
 
+def parsed(header: bytes | None) -> dict[str, Any]:
+    found: dict[str, Any] = orjson.loads(unseal("the learner's", "header", header or b""))
+    return found
+
+
 class Host:
     """Does what the PyFlink shell does: keeps header, rows and waiting batches, and can crash between elements."""
 
@@ -60,8 +66,6 @@ class Host:
     def put(self, blob: bytes) -> None:
         element = Batch.decode(blob)
         number = self.learner.batch_number
-        if element.events and element.watermark is not None:
-            self.waiting[number] = blob
         for learned in self.learner.process(element):
             self.learned.append(learned)
             for family, rows in self.learner.encode(learned).items():
@@ -71,13 +75,16 @@ class Host:
                     self.rows.pop((family, row_id), None)
         for finished in self.learner.finished_batches():
             self.waiting.pop(finished, None)
+        waiting = self.learner.waiting_of(number)
+        if waiting is not None:
+            self.waiting[number] = waiting
         self.header = self.learner.header()
 
     @property
     def outcome(self) -> tuple[dict[str, Any], dict[tuple[str, str], bytes]]:
         """All that must not depend on how the events came."""
         assert self.header is not None
-        header = orjson.loads(self.header)
+        header = parsed(self.header)
         del header["batch_number"]
         header.pop("dropped", None)
         return header, self.rows
@@ -116,6 +123,7 @@ def test_predictions_scores_and_weights_are_rivers_bit_for_bit(kind: str, optimi
 def test_biases_may_start_with_draws(kind: str, name: str) -> None:
     learner = Learner(LearnerConfig(), build(kind, {name: "Normal"}))
     list(learner.process(Batch.decode(batch(events(5)))))
+    learner.finished_batches()
     header, rows = learner.header(), learner.encode(learner.everything())
     again = Learner(LearnerConfig(), build(kind, {name: "Normal"}))
     again.restore(header, [(f, i, b) for f, of in rows.items() for i, b in zip(of.row_ids, of.blobs, strict=True)], [])
@@ -197,7 +205,7 @@ def test_what_diverges_is_a_dead_letter_and_nothing_else() -> None:
     assert letter["reason"] == "diverged" and "never" in letter["message"]
     assert letter["position"] == {"file": "log", "line": 999}
     assert base64.b64decode(letter["raw"]) == b"line 999"
-    before, after = (orjson.loads(h.header or b"") for h in (clean, host))
+    before, after = (parsed(h.header) for h in (clean, host))
     assert after["counts"].pop("diverged") == 1 and before["counts"].pop("diverged") == 0
     assert after == before
 
@@ -354,8 +362,7 @@ def test_the_state_of_another_model_is_refused(model: tuple[str, dict[str, Any]]
 
 def test_newer_layouts_are_refused() -> None:
     host = _stored()
-    assert host.header is not None
-    newer = host.header.replace(b'{"layout":1', b'{"layout":2')
+    newer = seal("header", orjson.dumps({**parsed(host.header), "layout": 2}))
     with pytest.raises(ValueError, match=r"layout 2.*reads 1"):
         Learner(CONFIG, made("biased_mf", "SGD")).restore(newer, [], [])
     blob = b"\x02" + host.rows["user", "u0"][1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from udfs.chunk import Chunk, Run
 from udfs.events import EventFormat, EventParser, Rejected
 from udfs.generator import BLOCK, SOURCE, START, Generator, GeneratorConfig, GeneratorFeed
 from udfs.intake import Intake, IntakeConfig
-from udfs.reading import FileFeed, InputError, input_files
+from udfs.reading import FileFeed, InputError, input_files, peak_density
 
 T0 = 1_700_000_000_000
 
@@ -332,3 +333,24 @@ def test_the_truth_explains_the_ratings() -> None:
     truth = generator.truth(users, items, 0.0)
     assert np.corrcoef(truth, rated)[0, 1] > 0.8
     assert np.abs(truth.clip(0.5, 5) - rated).mean() < 0.45
+
+
+# -------------------------------------------------------------------------------------- what can't be read
+
+
+@pytest.mark.parametrize("first", [b"user_id,item_id\ra,b\rc,d", b"user_id," + b"x" * 200_000])
+def test_a_first_line_that_is_no_header_is_named(first: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(first + b"\na,b\n")
+    with pytest.raises(InputError, match=r"a\.csv: the first line is not a CSV header"):
+        peak_density([(str(path), "csv")], EventFormat())
+    with pytest.raises(InputError, match=r"a\.csv: the first line is not a CSV header"):
+        FileFeed([(str(path), "csv")], EventFormat(), "r").seek(None)
+
+
+def test_a_file_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    path.write_bytes(b"")
+    for place in (path, tmp_path):
+        with pytest.raises(InputError, match=r"caf\\udce9\.jsonl' is not UTF-8.*: rename it"):
+            input_files(place)
