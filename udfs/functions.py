@@ -176,7 +176,7 @@ class LearnFunction(KeyedProcessFunction):
         if expected is not None and (before or b"") < expected:
             # Redis was wiped, or put back to an older state: what it has lost comes back from ours.
             self._write(key, learner, learner.encode(learner.everything()))
-        self._acknowledged[key] = version(self._epoch, learner.batch_number)
+        self._acknowledged[key] = version(self._epoch, learner.seq)
 
     def _write(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> bytes | None:
         """Publishes rows and the header; returns the version of the header that Redis had before."""
@@ -193,7 +193,7 @@ class LearnFunction(KeyedProcessFunction):
         if header is None:
             return learner
         # A checkpoint covers only what Redis has acknowledged.
-        self._acknowledged[key] = version(self._epoch, learner.batch_number)
+        self._acknowledged[key] = version(self._epoch, learner.seq)
         if (self._publisher.published_version(self._shard_of[key]) or b"") < self._acknowledged[key]:
             self._write(key, learner, learner.encode(learner.everything()))
         return learner

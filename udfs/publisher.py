@@ -252,8 +252,8 @@ def _header(learner: Learner, shards: int, epoch: int) -> list[bytes | str | int
         "summary": orjson.dumps(summary),
     }.items():
         pairs += (name, value)
-    # The batch number orders headers also where a batch only moved the clock.
-    return [Field.VERSION, version(epoch, learner.batch_number), len(pairs) // 2, *pairs]
+    # Not the batch's number: a replay need not cut the log as it was cut before. A header of the same seq is taken.
+    return [Field.VERSION, version(epoch, learner.seq), len(pairs) // 2, *pairs]
 
 
 def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str], part: int) -> list[Entity]:
