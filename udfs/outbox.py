@@ -74,7 +74,7 @@ class Outbox:
         before = self._write(learned, encoded, self._acknowledged)
         if self._lost(before):
             self._write_everything()
-        self._acknowledged = self._author.version(learner.batch_number)
+        self._acknowledged = self._author.version(learner.seq)
 
     def assure(self) -> None:
         """Writes everything where Redis has lost it, which a group finds by the way, or where someone asks for it."""
@@ -100,7 +100,7 @@ class Outbox:
                 self._publisher.alive(self._author.shard)
         nothing = self._learner.nothing()
         self._write(nothing, self._learner.encode(nothing), b"")
-        self._acknowledged = self._author.version(self._learner.batch_number)
+        self._acknowledged = self._author.version(self._learner.seq)
 
     def _write(self, learned: Learned, encoded: dict[str, EncodedRows], expected: bytes | None = None) -> bytes | None:
         """Writes rows, and the header unless ``expected`` is None; returns the version that the header had before."""

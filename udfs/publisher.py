@@ -389,8 +389,8 @@ def header_entity(learner: Learner, author: Author) -> Entity:
         "summary": orjson.dumps(summary),
     }.items():
         pairs += (name, value)
-    # The batch number orders headers also where a batch only moved the clock.
-    entity = [Field.VERSION, author.version(learner.batch_number), len(pairs) // 2, *pairs]
+    # Not the batch's number: a replay need not cut the log as it was cut before. A header of the same seq is taken.
+    entity = [Field.VERSION, author.version(learner.seq), len(pairs) // 2, *pairs]
     return author.keys.model(author.shard), entity
 
 

@@ -15,6 +15,7 @@ from tests.udfs.cases import made
 from tests.udfs.test_learner import T0, Event, Host, batch
 from udfs.growth import GrowthConfig
 from udfs.learner import Learned, LearnerConfig
+from udfs.seal import unseal
 
 growths = st.builds(
     GrowthConfig,
@@ -186,7 +187,7 @@ def test_a_lower_cap_holds_from_the_next_event_on() -> None:
 def test_without_bounds_a_header_names_none() -> None:
     host = Host(config=config(GrowthConfig()))
     host.put(batch([[T0, "", "ann", "tea", "rating", 3.0, 0, 1]]))
-    assert not {"growth", "dropped"} & set(orjson.loads(host.header or b""))
+    assert not {"growth", "dropped"} & set(orjson.loads(unseal("", "header", host.header or b"")))
 
 
 # ------------------------------------------------------------------------------------ what was changed

@@ -244,6 +244,7 @@ def test_an_id_that_was_dropped_is_new_when_it_comes_again(kind: str) -> None:
         host.learner.drop(family, [row_id])
         for target in (host, never):
             del target.rows[family, row_id]
+    never.header = host.learner.header()
     never.crash()
     assert host.learner.summary()["users"] == never.learner.summary()["users"]
     for target in (host, never):

@@ -60,6 +60,7 @@ class Shard:
                 for row_id in gone:
                     self.rows.pop((family, row_id), None)
             self.outbox.publish(learned, encoded)
+        self.learner.finished_batches()
 
     def rows_of(self, family: str) -> set[str]:
         return set(self.learner.rows[family])

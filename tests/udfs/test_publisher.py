@@ -86,7 +86,7 @@ def test_the_header_of_a_shard(publisher: Publisher, redis_connection: Any) -> N
     assert (header[b"users"], header[b"items"], header[b"updated_at"]) == (b"3", b"3", str(T0 + 3).encode())
     assert orjson.loads(header[b"metrics"])["n"] == 4
     assert orjson.loads(header[b"summary"])["counts"]["learned"] == 4
-    assert publisher.known(0) == (version(EPOCH, 1, 1), False)
+    assert publisher.known(0) == (version(EPOCH, 1, 4), False)
 
 
 def test_a_model_without_factors_has_no_vectors(publisher: Publisher, redis_connection: Any) -> None:
@@ -323,7 +323,7 @@ def test_of_two_attempts_at_a_shard_the_earlier_can_write_nothing(publisher: Pub
     assert publisher.take_over(author) == (1, None, {}, {})
     publish(publisher, learner_of(EVENTS), epoch=EPOCH, attempt=1)
     reached = {"": len(EVENTS)}
-    assert publisher.take_over(author) == (2, version(EPOCH, 1, 1), reached, reached)
+    assert publisher.take_over(author) == (2, version(EPOCH, 1, 4), reached, reached)
     assert publisher.take_over(replace(author, shard=1)).attempt == 1
     with pytest.raises(PublishError, match="a later attempt at this job writes under prefix 'p'"):
         publish(publisher, learner_of(EVENTS[:1]), epoch=EPOCH, attempt=1)
@@ -332,7 +332,7 @@ def test_of_two_attempts_at_a_shard_the_earlier_can_write_nothing(publisher: Pub
     publish(publisher, learner_of(EVENTS), epoch=EPOCH, attempt=2)
     assert redis_connection.hget("p:ledger", "attempt:0") == b"2"
     redis_connection.delete("p:ledger")
-    assert publisher.take_over(author) == (3, version(EPOCH, 2, 1), reached, {})
+    assert publisher.take_over(author) == (3, version(EPOCH, 2, 4), reached, {})
     # What another state has written is not ours.
     assert publisher.take_over(replace(author, epoch=EPOCH + 1)) == (4, None, {}, {})
 
