@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from pyflink.common import Row, Types
@@ -20,10 +22,11 @@ from udfs.batch import Batch
 from udfs.chunk import Chunk
 from udfs.intake import Intake, IntakeConfig
 from udfs.learner import Learner, LearnerConfig
-from udfs.models import RowModel
+from udfs.models import USER, RowModel
 from udfs.names import State
 from udfs.publisher import Publisher, learned_entities, tile_entities
 from udfs.reading import Feed
+from udfs.requests import Inbox, Journal
 from udfs.rows import EncodedRows
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
@@ -32,6 +35,8 @@ CHUNK: Final = BYTES  # by the name of its log
 BATCH: Final = BYTES  # by the key of its shard
 TILE_FEED: Final = OutputTag("tile-feed", Types.ROW_NAMED(["events", "watermark"], [Types.STRING(), Types.LONG()]))
 DEAD_LETTERS: Final = OutputTag("dead-letters", Types.STRING())
+
+_IDLE_MILLIS: Final = 500  # between looks at the journal when the input has ended
 
 
 def _calm_collector() -> None:
@@ -48,19 +53,24 @@ class ReadFunction(KeyedProcessFunction):
     Flink has no Python sources. Here a timer that sets itself again is one: each time it fires, the next
     chunk is read, and the position after it is kept in keyed state, so the two are checkpointed together. The
     element that comes in is only a heartbeat, which sets the first timer of each process.
+
+    Requests to delete users come from the journal, and take their place between the chunks.
     """
 
-    def __init__(self, open_feed: Callable[[], Feed]) -> None:
+    def __init__(self, open_feed: Callable[[], Feed], journal: Path) -> None:
         self._open_feed = open_feed
+        self._journal = journal
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self._position = runtime_context.get_state(ValueStateDescriptor(State.POSITION, BYTES))
+        self._taken = runtime_context.get_state(ValueStateDescriptor(State.TAKEN, Types.LONG()))
         self._feed: Feed | None = None
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> None:
         if self._feed is None:
             self._feed = self._open_feed()
             self._feed.seek(self._position.value())
+            self._inbox = Inbox(Journal(self._journal), ctx.get_current_key(), self._taken.value() or 0)
             self._again(ctx)
 
     def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterator[Row]:
@@ -68,17 +78,23 @@ class ReadFunction(KeyedProcessFunction):
         if feed is None:
             # A timer of the process before this one; the heartbeat will set ours.
             return
-        chunk = feed.read()
+        deletions = self._inbox.due(feed.place, ended=feed.ended)
+        ahead = tuple(self._inbox.ahead())
+        if deletions:
+            self._taken.update(self._inbox.taken)
+            hidden = (*filter(self._inbox.is_new, deletions), *ahead)
+            yield Row(ctx.get_current_key(), Chunk([], [], deletions=tuple(deletions), ahead=hidden).encode())
+        chunk = None if feed.ended else feed.read(self._inbox.limit(feed.place))
         if chunk is not None:
             self._position.update(feed.position())
-            yield Row(ctx.get_current_key(), chunk.encode())
-        if not feed.ended:
-            self._again(ctx)
+            yield Row(ctx.get_current_key(), (replace(chunk, ahead=ahead) if ahead else chunk).encode())
+        self._again(ctx)
 
     def _again(self, ctx: Any) -> None:
         assert self._feed is not None
         service = ctx.timer_service()
-        service.register_processing_time_timer(service.current_processing_time() + self._feed.pause())
+        pause = _IDLE_MILLIS if self._feed.ended else self._feed.pause()
+        service.register_processing_time_timer(service.current_processing_time() + pause)
 
 
 class IntakeFunction(KeyedProcessFunction):
@@ -101,7 +117,13 @@ class IntakeFunction(KeyedProcessFunction):
 
     def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         intake = self._intake or self._restored()
-        result = intake.process(Chunk.decode(value), time.time_ns() // 1_000_000)
+        chunk = Chunk.decode(value)
+        if chunk.ahead:
+            self._publisher.hide(chunk.ahead)
+        if chunk.deletions:
+            result = intake.delete(chunk.deletions)
+        else:
+            result = intake.process(chunk, time.time_ns() // 1_000_000)
         for name, blob in result.puts.items():
             self._blobs.put(name, blob)
         for name in result.removes:
@@ -144,6 +166,7 @@ class LearnFunction(KeyedProcessFunction):
         self._header = runtime_context.get_state(ValueStateDescriptor(State.LEARNER_HEADER, BYTES))
         self._rows = runtime_context.get_map_state(MapStateDescriptor(State.ROWS, Types.STRING(), BYTES))
         self._waiting = runtime_context.get_map_state(MapStateDescriptor(State.WAITING, Types.LONG(), BYTES))
+        self._tombstones = runtime_context.get_map_state(MapStateDescriptor(State.TOMBSTONES, Types.STRING(), BYTES))
         self._learners: dict[str, Learner] = {}
         self._acknowledged: dict[str, bytes] = {}  # the version of each shard's header that Redis has taken
         _calm_collector()
@@ -162,23 +185,33 @@ class LearnFunction(KeyedProcessFunction):
             for family, rows in encoded.items():
                 for row_id, blob in zip(rows.row_ids, rows.blobs, strict=True):
                     self._rows.put(f"{family}:{row_id}", blob)
+            for user_id, tombstone in learned.deleted.items():
+                self._rows.remove(f"{USER}:{user_id}")
+                self._tombstones.put(user_id, tombstone.encode())
+            if learned.deleted:
+                self._publisher.delete(learned.deleted, self._epoch)
             self._publish(key, learner, encoded)
             if learned.dead_letters:
                 yield DEAD_LETTERS, "\n".join(learned.dead_letters)
         for finished in learner.finished_batches():
             if finished != number:
                 self._waiting.remove(finished)
-        waiting = learner.waiting_of(number)
-        if waiting is not None:
-            self._waiting.put(number, waiting)
+        for changed in learner.to_store:
+            waiting = learner.waiting_of(changed)
+            if waiting is not None:
+                self._waiting.put(changed, waiting)
         self._header.update(learner.header())
 
     def _publish(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> None:
         before, expected = self._write(key, learner, encoded), self._acknowledged.get(key)
         if expected is not None and (before or b"") < expected:
             # Redis was wiped, or put back to an older state: what it has lost comes back from ours.
-            self._write(key, learner, learner.encode(learner.everything()))
+            self._write_everything(key, learner)
         self._acknowledged[key] = version(self._epoch, learner.batch_number)
+
+    def _write_everything(self, key: str, learner: Learner) -> None:
+        self._publisher.delete(learner.tombstones, self._epoch)
+        self._write(key, learner, learner.encode(learner.everything()))
 
     def _write(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> bytes | None:
         """Publishes rows and the header; returns the version of the header that Redis had before."""
@@ -193,11 +226,12 @@ class LearnFunction(KeyedProcessFunction):
         if header is None:
             return learner
         rows = ((*name.split(":", 1), blob) for name, blob in self._rows.items())
-        learner.restore(header, rows, self._waiting.items())
+        learner.restore(header, rows, self._waiting.items(), self._tombstones.items())
         # A checkpoint covers only what Redis has acknowledged.
         self._acknowledged[key] = version(self._epoch, learner.batch_number)
         if (self._publisher.published_version(self._shard_of[key]) or b"") < self._acknowledged[key]:
-            self._write(key, learner, learner.encode(learner.everything()))
+            self._write_everything(key, learner)
+        self._publisher.lift(learner.passed_tombstones, self._epoch)
         return learner
 
 
@@ -220,4 +254,4 @@ class PublishTilesFunction(ProcessFunction):
 
     def process_element(self, value: Row, ctx: ProcessFunction.Context) -> None:
         entities = tile_entities([value[0]], self._publisher.keys, self._event_types, self._part)
-        self._publisher.tiles(entities, self._keep)
+        self._publisher.tiles(entities, self._keep, self._part)

@@ -16,20 +16,21 @@ whatever the order of their arrival; it says which rows it touched; and it turns
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import orjson
 
-from udfs.batch import Batch
+from udfs.batch import Batch, Deletion
 from udfs.building import build
 from udfs.deadletters import dead_letter
 from udfs.ids import Group
 from udfs.metrics import Prequential, since, values
 from udfs.models import ITEM, USER, RowModel
 from udfs.rows import EncodedRows, Rows
+from udfs.tombstones import Tombstone
 
 LAYOUT: Final = 1
 
@@ -52,6 +53,8 @@ class LearnerConfig:
         Milliseconds in which an item's popularity halves.
     group
         How many events are learned, stored and published at once.
+    part
+        How many inputs ended before this one.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -63,14 +66,22 @@ class LearnerConfig:
     group: int = 200_000
     position_names: tuple[str, str] = ("file", "line")
     run_id: str = ""
+    part: int = 0
 
 
 @dataclass
 class Learned:
-    """What one group of interactions changed: by family, the numbers of rows by id."""
+    """What one group of interactions changed: by family, the numbers of rows by id.
+
+    Attributes
+    ----------
+    deleted
+        Users whose rows are to leave the state, and their tombstones.
+    """
 
     touched: dict[str, Mapping[str, int]]
     dead_letters: list[str]
+    deleted: Mapping[str, Tombstone] = field(default_factory=dict)
 
 
 class Learner:
@@ -84,6 +95,9 @@ class Learner:
         self.seq = 0
         self.learned = 0
         self.diverged = 0
+        self.deleted = 0  # events that waited when their user was deleted
+        self.requests = 0  # the number of the last request to delete a user that took effect
+        self.tombstones: dict[str, Tombstone] = {}
         self.ended = False
         self.updated_at = 0
         self.latest: tuple[str, str] | None = None  # user and item learned last, for examples
@@ -95,6 +109,7 @@ class Learner:
         self.released: int | None = None
         self.batch_number = 0
         self.batches: dict[int, tuple[int, Sequence[str], bytes]] = {}
+        self.to_store: list[int] = []
 
     # --------------------------------------------------------------------------------------- learning
 
@@ -102,10 +117,14 @@ class Learner:
         """Takes a batch in, and learns what is ready, in groups of bounded size.
 
         The caller stores header and touched rows after each group; at the end it drops the batches that
-        :meth:`finished_batches` names, and stores what :meth:`waiting_of` gives of this one.
+        :meth:`finished_batches` names, and stores what :meth:`waiting_of` gives of those that :attr:`to_store` names.
         """
         number = self.batch_number
         self.batch_number += 1
+        self.to_store = [number]
+        if batch.deletions:
+            yield self._delete(batch.deletions)
+            return
         if batch.events:
             for index, event in enumerate(batch.events):
                 event += (number, index)
@@ -148,6 +167,43 @@ class Learner:
         waiting = [event for event in self.waiting if event[8] == number]
         kept = b"\n".join([raw[event[9]] for event in waiting])
         return Batch(self.released, False, sources, [event[:8] for event in waiting], kept).encode()
+
+    def _delete(self, deletions: Sequence[Deletion]) -> Learned:
+        """Drops the rows of users and what waits of them; they leave tombstones."""
+        # A log that was read before knows of requests that another log has brought here.
+        new = [deletion for deletion in deletions if deletion.number > self.requests]
+        tombstones = {d.user_id: Tombstone(d.number, self.seq, d.part, d.bound) for d in new}
+        if new:
+            self.requests = max(deletion.number for deletion in new)
+            self.drop(USER, [user_id for user_id in tombstones if user_id in self.rows[USER]])
+            self._drop_waiting(tombstones)
+            self.tombstones |= tombstones
+            if self.latest is not None and self.latest[0] in tombstones:
+                self.latest = None
+        return Learned({family: {} for family in self.rows}, [], tombstones)
+
+    def _drop_waiting(self, user_ids: Container[str]) -> None:
+        """Drops events that wait, and from the batches all lines of which nothing waits: all are to be stored anew."""
+        before = len(self.waiting)
+        self.waiting = [event for event in self.waiting if event[2] not in user_ids]
+        self.deleted += before - len(self.waiting)
+        kept: dict[int, list[bytes]] = {number: [] for number in self.batches}
+        newest = dict.fromkeys(self.batches, 0)
+        raw = {number: lines.split(b"\n") for number, (_, _, lines) in self.batches.items()}
+        for event in self.waiting:
+            number, index = event[8], event[9]
+            event[9] = len(kept[number])
+            kept[number].append(raw[number][index])
+            newest[number] = max(newest[number], event[0])
+        for number, (_, sources, _) in list(self.batches.items()):
+            self.batches[number] = (newest[number], sources, b"\n".join(kept[number]))
+        self.to_store += self.batches
+
+    @property
+    def passed_tombstones(self) -> dict[str, Tombstone]:
+        """Those of inputs that ended before this one: no window of theirs can close any more. They stay in the state,
+        for a Redis that is put back to what it was before they were set."""
+        return {user_id: t for user_id, t in self.tombstones.items() if t.part < self.config.part}
 
     def _learn(self, events: list[list[Any]]) -> Learned:
         config, ids = self.config, self.model.ids
@@ -207,7 +263,8 @@ class Learner:
     # ------------------------------------------------------------------------------------------ state
 
     def _counts(self) -> dict[str, Any]:
-        return {"learned": self.learned, "diverged": self.diverged, "means": self.scores.means}
+        counts = {"learned": self.learned, "diverged": self.diverged, "deleted": self.deleted}
+        return counts | {"means": self.scores.means}
 
     def header(self) -> bytes:
         """The small part of the state, stored after each group."""
@@ -224,6 +281,7 @@ class Learner:
                 "updated_at": self.updated_at,
                 "released": self.released,
                 "batch_number": self.batch_number,
+                "requests": self.requests,
             }
         )
 
@@ -239,6 +297,7 @@ class Learner:
         header: bytes,
         rows: Iterable[tuple[str, str, bytes]],
         batches: Iterable[tuple[int, bytes]],
+        tombstones: Iterable[tuple[str, bytes]] = (),
     ) -> None:
         """Takes up the state of an earlier process.
 
@@ -248,6 +307,8 @@ class Learner:
             ``(family, id, bytes)`` of each row.
         batches
             The stored batches, by number.
+        tombstones
+            Stored ones, by user.
 
         Raises
         ------
@@ -264,6 +325,8 @@ class Learner:
         self.base, self.carried, self.run_id = stored["base"], stored["carried"], stored["run_id"]
         self.ended, self.updated_at = stored["ended"], stored["updated_at"]
         self.released, self.batch_number = stored["released"], stored["batch_number"]
+        self.deleted, self.requests = counts.get("deleted", 0), stored.get("requests", 0)
+        self.tombstones = {user_id: Tombstone.decode(blob) for user_id, blob in tombstones}
         for family, row_id, blob in rows:
             self.model.decode_row(family, row_id, self.rows[family].restore(row_id, blob))
         for number, blob in sorted(batches):

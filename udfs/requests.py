@@ -199,6 +199,11 @@ class Inbox:
             self.taken = due[-1].number
         return due
 
+    def is_new(self, request: Request) -> bool:
+        """Whether this log is the first to meet a request."""
+        stamp = self._journal.stamps.get(request.number)
+        return stamp is None or stamp.log == self._log
+
     def ahead(self) -> list[Request]:
         """The requests that have not taken effect yet."""
         requests = self._journal.requests
