@@ -36,7 +36,12 @@ BATCH: Final = BYTES  # by the key of its shard
 TILE_FEED: Final = OutputTag("tile-feed", Types.ROW_NAMED(["events", "watermark"], [Types.STRING(), Types.LONG()]))
 DEAD_LETTERS: Final = OutputTag("dead-letters", Types.STRING())
 
-_IDLE_MILLIS: Final = 500  # between looks at the journal when the input has ended
+# In place of a chunk or a batch: nothing came, and who sends it is there. The reader sends one when it starts and now
+# and then; intake and learners note in Redis that they are there, find out whether Redis still has what it was given,
+# and are otherwise as before.
+_BEAT: Final = b""
+_BEAT_MS: Final = 5_000
+_IDLE_MS: Final = 500  # between looks at the journal when the input has ended
 
 
 def _calm_collector() -> None:
@@ -65,13 +70,21 @@ class ReadFunction(KeyedProcessFunction):
         self._position = runtime_context.get_state(ValueStateDescriptor(State.POSITION, BYTES))
         self._taken = runtime_context.get_state(ValueStateDescriptor(State.TAKEN, Types.LONG()))
         self._feed: Feed | None = None
+        self._beat_at = 0
 
-    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> None:
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterator[Row]:
         if self._feed is None:
             self._feed = self._open_feed()
             self._feed.seek(self._position.value())
             self._inbox = Inbox(Journal(self._journal), ctx.get_current_key(), self._taken.value() or 0)
             self._again(ctx)
+            if ahead := tuple(self._inbox.ahead()):
+                # Before learners see to it that Redis has all they know, which they do at the first beat.
+                yield Row(ctx.get_current_key(), Chunk([], [], ahead=ahead).encode())
+        now = ctx.timer_service().current_processing_time()
+        if now - self._beat_at >= _BEAT_MS:
+            self._beat_at = now
+            yield Row(ctx.get_current_key(), _BEAT)
 
     def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterator[Row]:
         feed = self._feed
@@ -93,7 +106,7 @@ class ReadFunction(KeyedProcessFunction):
     def _again(self, ctx: Any) -> None:
         assert self._feed is not None
         service = ctx.timer_service()
-        pause = _IDLE_MILLIS if self._feed.ended else self._feed.pause()
+        pause = _IDLE_MS if self._feed.ended else self._feed.pause()
         service.register_processing_time_timer(service.current_processing_time() + pause)
 
 
@@ -109,6 +122,7 @@ class IntakeFunction(KeyedProcessFunction):
         self._header = runtime_context.get_state(ValueStateDescriptor(State.INTAKE_HEADER, BYTES))
         self._blobs = runtime_context.get_map_state(MapStateDescriptor(State.INTAKE_BLOBS, Types.STRING(), BYTES))
         self._intake: Intake | None = None
+        self._attempt = runtime_context.get_attempt_number()
         _calm_collector()
         self._publisher = self._make_publisher()
 
@@ -117,25 +131,35 @@ class IntakeFunction(KeyedProcessFunction):
 
     def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         intake = self._intake or self._restored()
+        if value == _BEAT:
+            self._note(intake)
+            for key in self._shard_keys:
+                yield Row(key, _BEAT)
+            return
         chunk = Chunk.decode(value)
         if chunk.ahead:
             self._publisher.hide(chunk.ahead)
         if chunk.deletions:
             result = intake.delete(chunk.deletions)
-        else:
+        elif chunk.runs:
             result = intake.process(chunk, time.time_ns() // 1_000_000)
+        else:
+            return
         for name, blob in result.puts.items():
             self._blobs.put(name, blob)
         for name in result.removes:
             self._blobs.remove(name)
         self._header.update(intake.header)
-        self._publisher.ledger(intake.ledger_fields())
+        self._note(intake)
         if result.dead_letters:
             yield DEAD_LETTERS, "\n".join(result.dead_letters)
         for feed in result.tile_feeds:
             yield TILE_FEED, Row(*feed)
         for shard, batch in result.batches.items():
             yield Row(self._shard_keys[shard], batch)
+
+    def _note(self, intake: Intake) -> None:
+        self._publisher.ledger(intake.ledger_fields(), self._attempt)
 
     def _restored(self) -> Intake:
         self._intake = Intake(self._config)
@@ -178,6 +202,10 @@ class LearnFunction(KeyedProcessFunction):
     def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         key = ctx.get_current_key()
         learner = self._learners.get(key) or self._restored(key)
+        if value == _BEAT:
+            self._assure(key, learner)
+            self._publisher.alive(self._shard_of[key])
+            return
         batch = Batch.decode(value)
         number = learner.batch_number
         for learned in learner.process(batch):
@@ -201,13 +229,26 @@ class LearnFunction(KeyedProcessFunction):
             if waiting is not None:
                 self._waiting.put(changed, waiting)
         self._header.update(learner.header())
+        self._publisher.alive(self._shard_of[key])
 
     def _publish(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> None:
-        before, expected = self._write(key, learner, encoded), self._acknowledged.get(key)
-        if expected is not None and (before or b"") < expected:
-            # Redis was wiped, or put back to an older state: what it has lost comes back from ours.
+        before = self._write(key, learner, encoded)
+        if self._lost(key, before):
             self._write_everything(key, learner)
         self._acknowledged[key] = version(self._epoch, learner.batch_number)
+
+    def _assure(self, key: str, learner: Learner) -> None:
+        """Writes everything where Redis has lost it, which a batch finds by the way, or where someone asks for it."""
+        shard = self._shard_of[key]
+        known, asked = self._publisher.known(shard)
+        if self._lost(key, known) or (asked and key in self._acknowledged):
+            self._write_everything(key, learner)
+        if asked:
+            self._publisher.republished(shard)
+
+    def _lost(self, key: str, known: bytes | None) -> bool:
+        """Whether Redis was wiped or put back: the header that it knows is not the one that it has acknowledged."""
+        return (known or b"") < self._acknowledged.get(key, b"")
 
     def _write_everything(self, key: str, learner: Learner) -> None:
         self._publisher.delete(learner.tombstones, self._epoch)
@@ -229,8 +270,7 @@ class LearnFunction(KeyedProcessFunction):
         learner.restore(header, rows, self._waiting.items(), self._tombstones.items())
         # A checkpoint covers only what Redis has acknowledged.
         self._acknowledged[key] = version(self._epoch, learner.batch_number)
-        if (self._publisher.published_version(self._shard_of[key]) or b"") < self._acknowledged[key]:
-            self._write_everything(key, learner)
+        self._assure(key, learner)
         self._publisher.lift(learner.passed_tombstones, self._epoch)
         return learner
 

@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 
 from udfs.chunk import Chunk, Run
+from udfs.reading import stored_place
 from udfs.requests import Place
 
 BLOCK: Final = 1_000
@@ -145,7 +146,7 @@ class GeneratorFeed:
     def seek(self, position: bytes | None) -> None:
         fresh = {"next": 0, "until": 0, "ended": True, "run_id": ""}
         stored: dict[str, Any] = orjson.loads(position) if position else fresh
-        self._inputs = stored.get("inputs", 0)
+        self._inputs = stored_place(stored).inputs
         self._next, self._until = stored["next"], stored["until"]
         self.ended = stored["ended"] and stored["run_id"] == self._run_id
         if stored["ended"] and not self.ended:
@@ -154,7 +155,7 @@ class GeneratorFeed:
 
     def position(self) -> bytes:
         stored = {"next": self._next, "until": self._until, "ended": self.ended, "run_id": self._run_id}
-        return orjson.dumps({**stored, "inputs": self._inputs})
+        return orjson.dumps({**stored, **self.place._asdict()})
 
     @property
     def place(self) -> Place:

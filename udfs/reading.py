@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
@@ -48,6 +48,33 @@ class Feed(Protocol):
 
     def pause(self) -> int:
         """Milliseconds to wait before the next :meth:`read`."""
+
+
+def stored_place(position: Mapping[str, Any]) -> Place:
+    """The place in what a feed stores as its position; one of before there were places is as good as a beginning."""
+    return Place(position.get("inputs", 0), position.get("lines", 0))
+
+
+class IdleFeed:
+    """A feed that gives nothing: the job stands by with the state that it has."""
+
+    ended = False
+
+    def seek(self, position: bytes | None) -> None:
+        self._position = position or b""
+
+    def read(self, limit: int | None = None) -> None:
+        return None
+
+    def position(self) -> bytes:
+        return self._position
+
+    @property
+    def place(self) -> Place:
+        return stored_place(orjson.loads(self._position or b"{}"))
+
+    def pause(self) -> int:
+        return 1_000
 
 
 class InputError(ValueError):
@@ -193,7 +220,7 @@ class FileFeed:
 
     def seek(self, position: bytes | None) -> None:
         stored: dict[str, Any] = orjson.loads(position) if position else {"files": {}, "ended": False, "run_id": ""}
-        self.place = Place(stored.get("inputs", 0), stored.get("lines", 0))
+        self.place = stored_place(stored)
         self._other = stored["files"]
         self.ended = stored["ended"] and stored["run_id"] == self._run_id
         for file in self._files:

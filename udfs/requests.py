@@ -177,6 +177,7 @@ class Inbox:
         self._journal = journal
         self._log = log
         self.taken = taken
+        journal.refresh()
 
     def due(self, place: Place, *, ended: bool) -> list[Request]:
         """The requests that take effect here, which are taken from then on.
@@ -190,7 +191,7 @@ class Inbox:
         if len(journal.requests) > len(journal.stamps):
             journal.stamp(self._log, place)
         due: list[Request] = []
-        for request in self.ahead():
+        for request in self._waiting():
             stamp = journal.stamps.get(request.number)
             if stamp is None or not (ended or stamp.log != self._log or stamp.place <= place):
                 break
@@ -205,7 +206,10 @@ class Inbox:
         return stamp is None or stamp.log == self._log
 
     def ahead(self) -> list[Request]:
-        """The requests that have not taken effect yet."""
+        """The requests that take effect further on, as far as this log is the first to meet them."""
+        return list(filter(self.is_new, self._waiting()))
+
+    def _waiting(self) -> list[Request]:
         requests = self._journal.requests
         if not requests or requests[-1].number <= self.taken:
             return []
@@ -213,7 +217,7 @@ class Inbox:
 
     def limit(self, place: Place) -> int | None:
         """How many lines may be read before the next request is due; None: as many as there are."""
-        for request in self.ahead():
+        for request in self._waiting():
             stamp = self._journal.stamps.get(request.number)
             if stamp is not None and stamp.log == self._log and stamp.place.inputs == place.inputs:
                 return stamp.place.lines - place.lines

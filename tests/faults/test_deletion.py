@@ -78,16 +78,14 @@ class Watch:
                 self.wrong.append(f"{GONE} came back: {users[GONE]}")
             back = users[BACK]
             if back is not None and back.learned is not None:
-                if back.learned.count < highest or not highest and back.learned.count >= self.count_before:
+                if back.learned.count < highest or (not highest and back.learned.count >= self.count_before):
                     self.wrong.append(f"{BACK} has {back.learned.count} events after {highest}")
                 highest = back.learned.count
 
 
 def lines() -> list[bytes]:
     """Of one user nothing comes but in the beginning."""
-    return [
-        line for number, line in enumerate(rated_events(N)) if number < N // 6 or f'"{GONE}"'.encode() not in line
-    ]
+    return [line for number, line in enumerate(rated_events(N)) if number < N // 6 or f'"{GONE}"'.encode() not in line]
 
 
 def test_a_deleted_user_stays_deleted(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_every_field_of_a_user_and_an_item(publisher: Publisher, redis_connectio
 
 
 def test_the_header_of_a_shard(publisher: Publisher, redis_connection: Any) -> None:
-    assert publisher.published_version(0) is None
+    assert publisher.known(0) == (None, False)
     learner = learner_of(EVENTS)
     publish(publisher, learner)
     header = redis_connection.hgetall("p:model:0")
@@ -74,7 +74,7 @@ def test_the_header_of_a_shard(publisher: Publisher, redis_connection: Any) -> N
     assert (header[b"users"], header[b"items"], header[b"updated_at"]) == (b"3", b"3", str(T0 + 3).encode())
     assert orjson.loads(header[b"metrics"])["n"] == 4
     assert orjson.loads(header[b"summary"])["counts"]["learned"] == 4
-    assert publisher.published_version(0) == version(EPOCH, 1)
+    assert publisher.known(0) == (version(EPOCH, 1), False)
 
 
 def test_a_model_without_factors_has_no_vectors(publisher: Publisher, redis_connection: Any) -> None:
@@ -217,8 +217,18 @@ def test_a_session_never_goes_backwards(publisher: Publisher, redis_connection: 
 
 
 def test_the_ledger_is_written_whole(publisher: Publisher, redis_connection: Any) -> None:
-    publisher.ledger({"epoch": 5, "counts": b"{}"})
-    assert redis_connection.hgetall("p:ledger") == {b"epoch": b"5", b"counts": b"{}"}
+    publisher.ledger({"epoch": 5, "counts": b"{}"}, attempt=2)
+    stored = redis_connection.hgetall("p:ledger")
+    assert int(stored.pop(b"alive_at")) > T0
+    assert stored == {b"epoch": b"5", b"counts": b"{}", b"attempt": b"2"}
+
+
+def test_a_learner_says_that_it_is_there_once_a_second(publisher: Publisher, redis_connection: Any) -> None:
+    publisher.alive(3)
+    assert int(redis_connection.hget("p:ledger", "alive_at:3")) > T0
+    redis_connection.delete("p:ledger")
+    publisher.alive(3)
+    assert not redis_connection.exists("p:ledger")
 
 
 # -------------------------------------------------------------------------------------- Redis is away
@@ -327,7 +337,7 @@ def test_a_lost_fence_is_put_up_again(redis_url: str, redis_connection: Any) -> 
     newer.ledger({"read": 2})
     with pytest.raises(Fenced):
         older.ledger({"read": 3})
-    assert redis_connection.hgetall("p:ledger") == {b"read": b"2"}
+    assert redis_connection.hget("p:ledger", "read") == b"2"
 
 
 def test_many_items_are_noted_in_parts(publisher: Publisher, redis_connection: Any) -> None:
