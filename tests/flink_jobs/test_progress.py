@@ -20,6 +20,7 @@ from udfs.events import EventFormat
 from udfs.intake import Intake, IntakeConfig
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Publisher
+from udfs.requests import Request
 
 T0 = 1_700_000_000_000
 
@@ -73,6 +74,13 @@ class Job:
                 pass
             learner.finished_batches()
 
+    def delete(self, user_id: str, number: int) -> None:
+        for shard, blob in self.intake.delete([Request(number, user_id)]).batches.items():
+            learner = self.learners[shard]
+            for _ in learner.process(Batch.decode(blob)):
+                pass
+            learner.finished_batches()
+
     @property
     def ledger(self) -> dict[bytes, bytes]:
         encode: Any = lambda v: v if isinstance(v, bytes) else str(v).encode()  # noqa: E731
@@ -103,17 +111,21 @@ line = st.one_of(
 
 
 @given(
-    runs=st.lists(st.tuples(st.lists(line, max_size=15), st.booleans()), min_size=1, max_size=4),
+    runs=st.lists(
+        st.tuples(st.lists(line, max_size=15), st.booleans(), st.sampled_from(["", "u"])), min_size=1, max_size=4
+    ),
     shards=st.sampled_from([1, 3]),
 )
-def test_the_ledger_of_every_run_balances(runs: list[tuple[list[bytes], bool]], shards: int) -> None:
+def test_the_ledger_of_every_run_balances(runs: list[tuple[list[bytes], bool, str]], shards: int) -> None:
     job = Job(shards)
     pending = 0
     read = learned = 0
-    for number, (lines, ended) in enumerate(runs):
+    for number, (lines, ended, deleted) in enumerate(runs):
         if number:
             job.stop()
         job.put(lines)
+        if deleted:
+            job.delete(deleted, number + 1)
         if ended:
             job.put([], ended=True)
         now = job.standing
