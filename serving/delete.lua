@@ -1,7 +1,7 @@
 -- Removes users, and leaves tombstones. KEYS: the fence, the tombstones, then the hashes. ARGV[1]: the submission that
 -- writes; then for each hash the user's id, the number of the request, the last version that is deleted, and the
--- tombstone. Where the tombstone stands already, a hash holds only what came after it; so it does where its version
--- is newer: Redis has lost the tombstone, and the user came back.
+-- tombstone. Where Redis knew of the request, a hash holds only what came after it; so it does where its version is
+-- newer: Redis has lost the tombstone, and the user came back.
 for k = 3, #KEYS do
   local at = 4 * k - 10
   local id, number, version = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
@@ -14,7 +14,7 @@ for k = 3, #KEYS do
   if known < number or (known == number and of == '*') then
     redis.call('HSET', KEYS[2], id, ARGV[at + 3])
     local now = redis.call('HGET', KEYS[k], 'version')
-    if not now or now <= version then redis.call('DEL', KEYS[k]) end
+    if known < number and (not now or now <= version) then redis.call('DEL', KEYS[k]) end
   end
 end
 return #KEYS - 2

@@ -12,8 +12,8 @@ for _ = 1, spans do
   shortest = math.min(shortest, keep[ARGV[at]])
   at = at + 2
 end
-local function is_new(start, last, of, bound)
-  return last ~= '*' and (part > of or part == of and start > bound)
+local function is_new(start, of, bound)
+  return of and (part > of or part == of and start > bound)
 end
 for k = 3, #KEYS do
   local key, count, newest, written = KEYS[k], tonumber(ARGV[at]), 0, 0
@@ -21,7 +21,7 @@ for k = 3, #KEYS do
   at = at + 1
   for _ = 1, count do
     local start = tonumber(ARGV[at + 1])
-    if not last or is_new(start, last, of, bound) then
+    if not last or is_new(start, of, bound) then
       if start > newest then newest = start end
       redis.call('HSET', key, ARGV[at + 2], ARGV[at + 3])
       written = written + 1
@@ -30,7 +30,7 @@ for k = 3, #KEYS do
   end
   local ended, session = ARGV[at], ARGV[at + 1]
   at = at + 2
-  if session ~= '' and (not last or is_new(tonumber(string.match(session, '"start":(%d+)')), last, of, bound)) then
+  if session ~= '' and (not last or is_new(tonumber(string.match(session, '"start":(%d+)')), of, bound)) then
     local known = redis.call('HGET', key, 'session_end')
     if not known or tonumber(known) <= tonumber(ended) then
       redis.call('HSET', key, 'session_end', ended, 'session', session)

@@ -1,5 +1,6 @@
 -- Before a script that writes users. KEYS[2]: the tombstones of deleted users. buried(key) is nothing for a key whose
--- user has none, else the version, the part and the bound that are deleted, or '*' for all there is.
+-- user has none, else the last version that is deleted, '*' for all, and the part and the bound of the windows that are,
+-- without them all.
 local any_deleted = redis.call('EXISTS', KEYS[2]) == 1
 local users = string.sub(KEYS[2], 1, -#'deleted' - 1) .. 'user:'
 local function buried(key)

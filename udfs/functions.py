@@ -140,6 +140,8 @@ class IntakeFunction(KeyedProcessFunction):
         if chunk.ahead:
             self._publisher.hide(chunk.ahead)
         if chunk.deletions:
+            # Before what comes after them can be in a window that closes.
+            self._publisher.hide([r for r in chunk.deletions if r in chunk.ahead], (self._config.part, intake.reached))
             result = intake.delete(chunk.deletions)
         elif chunk.runs:
             result = intake.process(chunk, time.time_ns() // 1_000_000)

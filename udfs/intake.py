@@ -115,7 +115,7 @@ class Intake:
         self.base: dict[str, Any] = Counts().as_dict()
         self.run_id = config.run_id
         self.newest: dict[str, int] = {}
-        self.reached = 0  # the newest event of this part when its input ended, ms: its windows may still be open
+        self._reached = 0  # the newest event of this part when its input ended, ms
         self.ended = False
         self.first_read_at: int | None = None  # wall clock, ms, of the first record of this run
         self.blob_number = 0
@@ -142,7 +142,7 @@ class Intake:
                 "blob_number": self.blob_number,
                 "forgotten": self.forgotten,
                 "part": self.config.part,
-                "reached": self.reached,
+                "reached": self._reached,
             }
         )
 
@@ -162,7 +162,7 @@ class Intake:
         self.newest, self.ended, self.blob_number = stored["newest"], stored["ended"], stored["blob_number"]
         self.first_read_at, self.forgotten = stored["first_read_at"], stored["forgotten"]
         if stored.get("part") == self.config.part:
-            self.reached = stored["reached"]
+            self._reached = stored["reached"]
         if self.run_id != self.config.run_id:
             self.run_id, self.base, self.first_read_at = self.config.run_id, self.counts.as_dict(), None
             self.ended = False  # what has ended is the input of another run
@@ -203,6 +203,11 @@ class Intake:
     def remembered_from(self) -> int:
         """Event ids of older events count as forgotten, whether or not their blob is still there."""
         return max(self.forgotten, self.watermark - self.config.dedup_horizon)
+
+    @property
+    def reached(self) -> int:
+        """No event of this part is newer so far, in milliseconds, also when its input has ended; 0 before the first."""
+        return max([self._reached, *self.newest.values()])
 
     def process(self, chunk: Chunk, now: int) -> IntakeResult:
         """Judges the records of a chunk, in order; ``now`` is the wall clock in ms, for reports only."""
@@ -283,7 +288,7 @@ class Intake:
         if chunk.ended:
             # The next input is another log: its files are judged by their own times.
             self.ended = True
-            self.reached = max([self.reached, *self.newest.values()])
+            self._reached = self.reached
             self.forgotten = self.remembered_from
             self.newest = {}
         sources = [run.source for run in chunk.runs]
@@ -308,10 +313,9 @@ class Intake:
     def delete(self, requests: Sequence[Request]) -> IntakeResult:
         """Forgets what is remembered of users, and tells their shards; counts and clocks stay as they are."""
         result = IntakeResult({}, [], [])
-        bound = max([self.reached, *self.newest.values()])
         by_shard: dict[int, list[Deletion]] = {}
         for number, user_id in requests:
-            deletion = Deletion(number, user_id, self.config.part, bound)
+            deletion = Deletion(number, user_id, self.config.part, self.reached)
             by_shard.setdefault(shard_of(user_id, self.config.shards), []).append(deletion)
         for shard, deletions in by_shard.items():
             result.batches[shard] = Batch(None, False, [], [], b"", tuple(deletions)).encode()

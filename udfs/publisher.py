@@ -112,9 +112,12 @@ class Publisher:
         spans = [len(keep), *(value for pair in keep.items() for value in pair)]
         self._patiently(lambda: self._write("publish_tiles", [self._ttl, part, *spans], entities, []))
 
-    def hide(self, requests: Sequence[Request]) -> None:
-        """Removes users who are about to be deleted; nothing of them is written until they are."""
-        self._call("hide", [hiding(some, self.keys) for some in _parts(requests)])
+    def hide(self, requests: Sequence[Request], windows: tuple[int, int] | None = None) -> None:
+        """Removes users who are about to be deleted; nothing of them is written until they are.
+
+        But for windows: those that are new by part and bound, once these are known.
+        """
+        self._call("hide", [hiding(some, self.keys, windows) for some in _parts(requests)])
 
     def delete(self, tombstones: Mapping[str, Tombstone], epoch: int) -> None:
         """Removes deleted users, and sees to it that nothing of before is written any more."""

@@ -56,8 +56,10 @@ class Tombstone(NamedTuple):
 Arguments = tuple[list[str], list[Any]]
 
 
-def hiding(requests: Sequence[Request], keys: Keys) -> Arguments:
-    arguments = [word for number, user_id in requests for word in (user_id, number)]
+def hiding(requests: Sequence[Request], keys: Keys, windows: tuple[int, int] | None = None) -> Arguments:
+    """``windows``, once they are known, are part and bound of a :class:`Tombstone`; until then all are held back."""
+    rest = "" if windows is None else " {} {}".format(*windows)
+    arguments = [word for number, user_id in requests for word in (user_id, number, f"{number} *{rest}")]
     return [keys.user(request.user_id) for request in requests], arguments
 
 

@@ -1,4 +1,4 @@
-"""A user who is deleted in the middle of a run is gone, and stays so while workers die and Redis is wiped."""
+"""A user who is deleted in the middle of a run is gone, and stays so when a worker dies and when Redis is wiped."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from flink_jobs.state import StateFolder
 from serving import Client
 from serving.connection import connect
 from tests.faults.injector import kill_worker
-from tests.flink.harness import balanced, run_job, write_lines
+from tests.flink.harness import balanced, run_job, stored_rows, write_lines
 from tests.flink.test_runs import all_fields, rated_events
 from udfs.requests import Journal
 
 N = 60_000
 GONE, BACK = "r3", "r5"  # of one nothing comes after the deletion, the other goes on
+LATER = "r8"  # is deleted between two runs
 SETTINGS: Mapping[str, Any] = {
     "model.n_factors": 4,
     "model.seed": 3,
@@ -37,6 +38,12 @@ SETTINGS: Mapping[str, Any] = {
 def learned(client: Client) -> int:
     header = client.header(0)
     return 0 if header is None else int(header.summary["counts"]["learned"])
+
+
+def delete(folder: Path, *user_ids: str) -> Any:
+    result = CliRunner().invoke(cli, ["delete-user", *user_ids, "--json", "--state-dir", str(folder)])
+    assert result.exit_code == 0, result.output
+    return orjson.loads(result.stdout)
 
 
 class Watch:
@@ -64,8 +71,7 @@ class Watch:
         before = self._client.user(BACK)
         assert before is not None and before.learned is not None
         self.count_before = before.learned.count
-        result = CliRunner().invoke(cli, ["delete-user", GONE, BACK, "--json", "--state-dir", str(self._folder)])
-        self.answer = orjson.loads(result.stdout)
+        self.answer = delete(self._folder, GONE, BACK)
         at, killed, highest = learned(self._client), False, 0
         while not self._over.wait(0.005):
             users = self._client.users([GONE, BACK])
@@ -94,7 +100,7 @@ def test_a_deleted_user_stays_deleted(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     with embedded_redis((folder / "redis").resolve()) as url:
         with Watch(folder, url) as watch:
-            summary = run_job(folder, settings)
+            summary = run_job(folder, settings, notes=tmp_path / "notes")
         assert watch.wrong == [] and watch.looked > 20
         assert watch.answer["running"] and watch.answer["redis"]
         assert balanced(summary["events"])
@@ -111,19 +117,23 @@ def test_a_deleted_user_stays_deleted(tmp_path: Path) -> None:
         assert back is not None and back.learned is not None and back.learned.count == after
         assert min(start for of in back.tiles.values() for start in of) > newest
 
-        # The next run begins without them, also where Redis forgot all.
+        # The next run begins without them, and without one who is deleted in between, also where Redis forgot all.
+        other = tmp_path / "other"
+        other.mkdir()
+        shutil.copy(StateFolder(folder).journal, StateFolder(other).journal)
+        assert not delete(folder, LATER)["running"] and Client(url).user(LATER) is None
         connect(url).flushall()
+        assert LATER not in {orjson.loads(line)["user_id"] for line in rated_events(N + 40)[N:]}
         write_lines(source, [*lines(), *rated_events(N + 40)[N:]])
         again = run_job(folder, settings)
         assert balanced(again["events"]) and again["events"]["read"] == 40
-        assert Client(url).user(GONE) is None
+        assert Client(url).user(GONE) is None and Client(url).user(LATER) is None
+        assert again["published"]["users"] == len({f"r{n}" for n in range(97)} - {GONE, LATER})
 
     # Left alone, with the same stamps, it is the same to the byte.
-    other = tmp_path / "other"
-    other.mkdir()
-    shutil.copy(StateFolder(folder).journal, StateFolder(other).journal)
     write_lines(source, lines())
     with embedded_redis((other / "redis").resolve()) as url:
-        expected = run_job(other, settings)
+        expected = run_job(other, settings, notes=tmp_path / "notes-other")
         assert {k: expected[k] for k in ("events", "metrics")} == {k: summary[k] for k in ("events", "metrics")}
         assert all_fields(connect(url)) == fields
+        assert stored_rows(tmp_path / "notes") == stored_rows(tmp_path / "notes-other")

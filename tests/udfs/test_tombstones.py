@@ -112,6 +112,20 @@ def test_who_is_hidden_is_not_written_until_the_job_has_deleted(publisher: Publi
     assert not redis_connection.exists(ANN)
 
 
+def test_windows_are_judged_as_soon_as_their_bound_is_known(publisher: Publisher, redis_connection: Any) -> None:
+    publisher.hide([Request(9, "ann")])
+    publisher.hide([Request(9, "ann")], (1, T0))
+    publisher.hide([Request(9, "ann")])  # the next chunk of a replay
+    assert redis_connection.hget("p:deleted", "ann") == b"9 * 1 %d" % T0
+    publish(publisher, learner_of(EVENTS))
+    tiles(publisher, T0, T0 + MINUTES)
+    assert fields(redis_connection) == {f"t:5m:{T0 + MINUTES}:1", "pruned"}
+    publisher.delete({"ann": STONE}, EPOCH)
+    publisher.hide([Request(9, "ann")], (1, 0))
+    assert redis_connection.hget("p:deleted", "ann") == STONE.text(EPOCH)
+    assert f"t:5m:{T0 + MINUTES}:1" in fields(redis_connection)
+
+
 def test_a_lost_tombstone_does_not_take_who_came_back(publisher: Publisher, redis_connection: Any) -> None:
     publish(publisher, learner_of(EVENTS))
     stones: Mapping[str, Tombstone] = {"ann": Tombstone(9, 1, 0, 0), "bob": Tombstone(9, 3, 0, 0)}
