@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import click
 import numpy as np
@@ -173,7 +173,7 @@ def check(**options: Any) -> None:
         click.echo(f"{name:<{width}} = {shown}  ({origin})")
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"freshet: {message}", err=True)
     sys.exit(code)
 
@@ -318,6 +318,63 @@ def similar(item_id: str, k: int, redis: str, prefix: str, state_dir: Path, as_j
         best = client.similar(item_id, k)
     answer = None if best is None else {"item_id": item_id, "items": _items_json(best)}
     _answer(answer, as_json, f"item {item_id} is unknown", lambda _: _show_items(best or ()))
+
+
+# --------------------------------------------------------------------------------------------- deletion
+
+
+@cli.command("delete-user")
+@click.argument("user_ids", metavar="ID...", nargs=-1, required=True)
+@_with(_LOOKUP_OPTIONS)
+def delete_user(user_ids: tuple[str, ...], redis: str, prefix: str, state_dir: Path, as_json: bool) -> None:
+    """Delete users: from Redis at once, and from the state by the job that runs, or with the next run."""
+    with _job_installed():
+        from flink_jobs.state import StateError, StateFolder
+        from serving.connection import connect, without_password
+        from serving.schema import Keys
+        from udfs.requests import Journal, JournalError
+        from udfs.tombstones import hide
+    folder = StateFolder(state_dir)
+    try:
+        manifest = folder.load()
+    except StateError as error:
+        _fail(str(error), UNUSABLE)
+    if manifest is None:
+        _fail(f"there is no state in {state_dir}; run a job first, or give --state-dir", UNUSABLE)
+    for option, mine, its in (
+        ("redis", without_password(redis), manifest.fixed["redis"]),
+        ("prefix", prefix, manifest.prefix),
+    ):
+        if mine != its:
+            _fail(f"the state in {state_dir} writes under another --{option}: give --{option} {its}", UNUSABLE)
+    if not all(user_ids) or any(user_id != user_id.encode(errors="ignore").decode() for user_id in user_ids):
+        _fail("an ID is empty, or not UTF-8", UNUSABLE)
+    away = ""
+    try:
+        with Journal(folder.journal).requesting(user_ids, time.time_ns() // 1_000_000) as requests:
+            # Before its reader may stamp them: what the job leaves in Redis comes after.
+            try:
+                with contextlib.ExitStack() as stack:
+                    url = stack.enter_context(embedded_redis(folder.redis)) if redis == "embedded" else redis
+                    hide(connect(url), Keys(prefix), requests)
+            except (RedisError, EmbeddedRedisError) as error:
+                away = str(error)
+    except JournalError as error:
+        _fail(str(error), UNUSABLE)
+    running = folder.in_use
+    if as_json:
+        answer = {"requests": dict(zip(user_ids, (r.number for r in requests), strict=True))}
+        click.echo(orjson.dumps({**answer, "running": running, "redis": not away}).decode())
+    else:
+        when = (
+            "the running job deletes them from its state within a second or so"
+            if running
+            else ("no job is running: they leave the state when the next run begins")
+        )
+        what = "no longer in Redis" if not away else "noted"
+        click.echo(f"{', '.join(user_ids)}: {what}; {when}")
+    if away:
+        _fail(f"Redis failed: {away}; the request is noted, and the job removes them from Redis, too", FAILED)
 
 
 def _learned_json(learned: Learned | None) -> dict[str, Any]:

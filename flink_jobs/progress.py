@@ -116,10 +116,12 @@ def standing(
     run = pooled(since(s["counts"]["means"], s["base"]["means"]) for s in mine)
     carried = sum(s["carried"] for s in mine)
     diverged = sum(s["counts"]["diverged"] - s["base"]["diverged"] for s in mine)
+    deleted = sum(s["counts"].get("deleted", 0) - s["base"].get("deleted", 0) for s in mine)
     learned = sum(s["counts"]["learned"] - s["base"]["learned"] for s in mine)
-    events = {"read": carried, "learned": learned, "rejected": diverged, "late": 0, "duplicate": 0, "pending": 0}
+    refused = diverged + deleted
+    events = {"read": carried, "learned": learned, "rejected": refused, "late": 0, "duplicate": 0, "pending": 0}
     accepted = carried
-    rejected: dict[str, int] = {"diverged": diverged} if diverged else {}
+    rejected = {reason: count for reason, count in (("diverged", diverged), ("deleted", deleted)) if count}
     tile_late = 0
     started = ledger.get(b"run_id", b"").decode() == run_id
     if started:
@@ -133,7 +135,7 @@ def standing(
             if of_run:
                 rejected[reason] = of_run
                 events["rejected"] += of_run
-    events["pending"] = accepted - learned - diverged
+    events["pending"] = accepted - learned - refused
     latest = next((s["latest"] for s in mine if s["latest"]), None)
     return Standing(
         events=events,

@@ -372,14 +372,16 @@ def _job(
 
     settings = resolved.settings
     fmt = _event_format(resolved, manifest)
+    journal = StateFolder(settings.state_dir).journal
     if files is None:
-        source = FeedSource(settings.source.partition(":")[0], IdleFeed, ("", ""))
+        source = FeedSource(settings.source.partition(":")[0], IdleFeed, ("", ""), journal)
     elif files:
         feed: Any = functools.partial(FileFeed, files, fmt, run_id, settings.batch_bytes)
-        source = FeedSource("file", feed, ("file", "line"))
+        source = FeedSource("file", feed, ("file", "line"), journal)
     else:
         config = GeneratorConfig(**settings.generator.model_dump())
-        source = FeedSource(GENERATOR, functools.partial(GeneratorFeed, config, run_id), ("source", "index"))
+        feed = functools.partial(GeneratorFeed, config, run_id)
+        source = FeedSource(GENERATOR, feed, ("source", "index"), journal)
     serving, tiles, growth = settings.serving, settings.tiles, settings.growth
     ttl = span_ms(serving.expire_after) if serving.expire_after else 0
     patience = span_ms(settings.redis_client.patience) / 1_000
@@ -396,6 +398,7 @@ def _job(
             position_names=source.position_names,
             run_id=run_id,
             epoch=manifest.epoch,
+            part=manifest.part,
         ),
         learner=LearnerConfig(
             weights=dict(settings.weight),
@@ -411,6 +414,7 @@ def _job(
             repeatable=source.merged or resolved.time == "event",
             position_names=source.position_names,
             run_id=run_id,
+            part=manifest.part,
         ),
         model=functools.partial(build, resolved.model_name, resolved.model_params, resolved.max_weight),
         publisher=functools.partial(Publisher, url, settings.prefix, submission, ttl, patience),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pyflink.common import Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
@@ -24,11 +25,14 @@ class FeedSource:
     ----------
     kind
         ``file`` or ``generator``: each kind has its own position in the state.
+    journal
+        The file with requests to delete users.
     """
 
     kind: str
     open_feed: Callable[[], Feed]
     position_names: tuple[str, str]
+    journal: Path
     merged: bool = True
 
     def chunks(self, env: StreamExecutionEnvironment, table_env: StreamTableEnvironment) -> DataStream:
@@ -40,7 +44,7 @@ class FeedSource:
         pin_uids(beats, "heartbeat")
         return (
             keyed(retyped(beats, keyed_type(Types.LONG())), Types.LONG())
-            .process(ReadFunction(self.open_feed), keyed_type(CHUNK))
+            .process(ReadFunction(self.open_feed, self.journal), keyed_type(CHUNK))
             .uid(f"{Uid.READ}-{self.kind}")
             .name(f"read {self.kind}")
             .set_parallelism(1)

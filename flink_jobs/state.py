@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 
 from flink_jobs.settings import SettingsError
+from udfs.requests import Journal
 
 LAYOUT: Final = 1
 
@@ -60,7 +61,7 @@ class Manifest:
 
 
 class StateFolder:
-    """A folder with the embedded Redis, savepoints, checkpoints and the manifest."""
+    """A folder with the embedded Redis, savepoints, checkpoints, the journal of requests and the manifest."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
@@ -68,7 +69,17 @@ class StateFolder:
         self.savepoints = self.path / "savepoints"
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "log"
+        self.journal = self.path / "requests.jsonl"
         self._manifest = self.path / "manifest.json"
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a run holds the folder."""
+        try:
+            with self.locked():
+                return False
+        except StateError:
+            return True
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -116,6 +127,7 @@ class StateFolder:
         for folder in (self.savepoints, self.checkpoints):
             shutil.rmtree(folder, ignore_errors=True)
         self._manifest.unlink(missing_ok=True)
+        Journal(self.journal).forget()
 
     def newest_snapshot(self, manifest: Manifest) -> str | None:
         """The savepoint of the last stop, or a completed checkpoint that is newer: the run did not end well."""

@@ -76,6 +76,11 @@ class Keys:
         return f"{self.prefix}:fence"
 
     @property
+    def deleted(self) -> str:
+        """Hash: the tombstones of deleted users, by id."""
+        return f"{self.prefix}:deleted"
+
+    @property
     def everything(self) -> str:
         """The pattern that every key of this prefix matches, with glob characters of the prefix escaped."""
         escaped = "".join(f"\\{c}" if c in "\\*?[]^-" else c for c in self.prefix)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from udfs.requests import Request
+
 
 @dataclass(frozen=True)
 class Run:
@@ -34,17 +36,26 @@ class Chunk:
         For CSV: the column names of each source in ``runs``.
     ended
         The input is complete: nothing follows until the job is given more.
+    deletions
+        Users to be deleted, here in the log; such a chunk has no lines.
+    ahead
+        Users that are going to be deleted, here or further on: nobody may see what a replay learns of them until then.
     """
 
     runs: Sequence[Run]
     lines: Sequence[bytes]
     headers: dict[str, list[str]] = field(default_factory=dict)
     ended: bool = False
+    deletions: Sequence[Request] = ()
+    ahead: Sequence[Request] = ()
 
     def encode(self) -> bytes:
         """One JSON line that describes the chunk, then the lines.
 
         >>> chunk = Chunk([Run("a.jsonl", 1, 2)], [b"{}", b"[]"])
+        >>> Chunk.decode(chunk.encode()) == chunk
+        True
+        >>> chunk = Chunk([], [], deletions=(Request(7, "ann"),))
         >>> Chunk.decode(chunk.encode()) == chunk
         True
         """
@@ -53,6 +64,8 @@ class Chunk:
             "headers": self.headers,
             "ended": self.ended,
         }
+        if self.deletions or self.ahead:
+            about |= {"deletions": list(map(list, self.deletions)), "ahead": list(map(list, self.ahead))}
         return orjson.dumps(about) + b"\n" + b"\n".join(self.lines)
 
     @classmethod
@@ -61,4 +74,5 @@ class Chunk:
         about = orjson.loads(about_line)
         runs = [Run(*run) for run in about["runs"]]
         lines = body.split(b"\n") if any(run.count for run in runs) else []
-        return cls(runs, lines, about["headers"], about["ended"])
+        deletions, ahead = (tuple(Request(*r) for r in about.get(name, ())) for name in ("deletions", "ahead"))
+        return cls(runs, lines, about["headers"], about["ended"], deletions, ahead)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from pyflink.common import Row, Types
@@ -24,6 +26,7 @@ from udfs.names import State
 from udfs.outbox import Outbox
 from udfs.publisher import Author, Publisher, tile_entities
 from udfs.reading import Feed
+from udfs.requests import Inbox, Journal
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
 
@@ -37,6 +40,7 @@ DEAD_LETTERS: Final = OutputTag("dead-letters", Types.STRING())
 # and are otherwise as before.
 _BEAT: Final = b""
 _BEAT_MS: Final = 5_000
+_IDLE_MS: Final = 500  # between looks at the journal when the input has ended
 
 
 def _calm_collector() -> None:
@@ -53,13 +57,17 @@ class ReadFunction(KeyedProcessFunction):
     Flink has no Python sources. Here a timer that sets itself again is one: each time it fires, the next
     chunk is read, and the position after it is kept in keyed state, so the two are checkpointed together. The
     element that comes in is only a heartbeat, which sets the first timer of each process.
+
+    Requests to delete users come from the journal, and take their place between the chunks.
     """
 
-    def __init__(self, open_feed: Callable[[], Feed]) -> None:
+    def __init__(self, open_feed: Callable[[], Feed], journal: Path) -> None:
         self._open_feed = open_feed
+        self._journal = journal
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self._position = runtime_context.get_state(ValueStateDescriptor(State.POSITION, BYTES))
+        self._taken = runtime_context.get_state(ValueStateDescriptor(State.TAKEN, Types.LONG()))
         self._feed: Feed | None = None
         self._beat_at = 0
 
@@ -67,7 +75,11 @@ class ReadFunction(KeyedProcessFunction):
         if self._feed is None:
             self._feed = self._open_feed()
             self._feed.seek(self._position.value())
+            self._inbox = Inbox(Journal(self._journal), ctx.get_current_key(), self._taken.value() or 0)
             self._again(ctx)
+            if ahead := tuple(self._inbox.ahead()):
+                # Before learners see to it that Redis has all they know, which they do at the first beat.
+                yield Row(ctx.get_current_key(), Chunk([], [], ahead=ahead).encode())
         now = ctx.timer_service().current_processing_time()
         if now - self._beat_at >= _BEAT_MS:
             self._beat_at = now
@@ -78,17 +90,23 @@ class ReadFunction(KeyedProcessFunction):
         if feed is None:
             # A timer of the process before this one; the heartbeat will set ours.
             return
-        chunk = feed.read()
+        deletions = self._inbox.due(feed.place, ended=feed.ended)
+        ahead = tuple(self._inbox.ahead())
+        if deletions:
+            self._taken.update(self._inbox.taken)
+            hidden = (*filter(self._inbox.is_new, deletions), *ahead)
+            yield Row(ctx.get_current_key(), Chunk([], [], deletions=tuple(deletions), ahead=hidden).encode())
+        chunk = None if feed.ended else feed.read(self._inbox.limit(feed.place))
         if chunk is not None:
             self._position.update(feed.position())
-            yield Row(ctx.get_current_key(), chunk.encode())
-        if not feed.ended:
-            self._again(ctx)
+            yield Row(ctx.get_current_key(), (replace(chunk, ahead=ahead) if ahead else chunk).encode())
+        self._again(ctx)
 
     def _again(self, ctx: Any) -> None:
         assert self._feed is not None
         service = ctx.timer_service()
-        service.register_processing_time_timer(service.current_processing_time() + self._feed.pause())
+        pause = _IDLE_MS if self._feed.ended else self._feed.pause()
+        service.register_processing_time_timer(service.current_processing_time() + pause)
 
 
 class IntakeFunction(KeyedProcessFunction):
@@ -117,7 +135,17 @@ class IntakeFunction(KeyedProcessFunction):
             for key in self._shard_keys:
                 yield Row(key, _BEAT)
             return
-        result = intake.process(Chunk.decode(value), time.time_ns() // 1_000_000)
+        chunk = Chunk.decode(value)
+        if chunk.ahead:
+            self._publisher.hide(chunk.ahead)
+        if chunk.deletions:
+            # Before what comes after them can be in a window that closes.
+            self._publisher.hide([r for r in chunk.deletions if r in chunk.ahead], (self._config.part, intake.reached))
+            result = intake.delete(chunk.deletions)
+        elif chunk.runs:
+            result = intake.process(chunk, time.time_ns() // 1_000_000)
+        else:
+            return
         for name, blob in result.puts.items():
             self._blobs.put(name, blob)
         for name in result.removes:
@@ -161,6 +189,7 @@ class LearnFunction(KeyedProcessFunction):
         self._header = runtime_context.get_state(ValueStateDescriptor(State.LEARNER_HEADER, BYTES))
         self._rows = runtime_context.get_map_state(MapStateDescriptor(State.ROWS, Types.STRING(), BYTES))
         self._waiting = runtime_context.get_map_state(MapStateDescriptor(State.WAITING, Types.LONG(), BYTES))
+        self._tombstones = runtime_context.get_map_state(MapStateDescriptor(State.TOMBSTONES, Types.STRING(), BYTES))
         self._learners: dict[str, Learner] = {}
         self._outboxes: dict[str, Outbox] = {}
         _calm_collector()
@@ -186,15 +215,19 @@ class LearnFunction(KeyedProcessFunction):
             for family, row_ids in learned.dropped.items():
                 for row_id in row_ids:
                     self._rows.remove(f"{family}:{row_id}")
+            for user_id, tombstone in learned.deleted.items():
+                self._tombstones.put(user_id, tombstone.encode())
+            self._publisher.delete(learned.deleted)
             self._outboxes[key].publish(learned, encoded)
             if learned.dead_letters:
                 yield DEAD_LETTERS, "\n".join(learned.dead_letters)
         for finished in learner.finished_batches():
             if finished != number:
                 self._waiting.remove(finished)
-        waiting = learner.waiting_of(number)
-        if waiting is not None:
-            self._waiting.put(number, waiting)
+        for changed in learner.to_store:
+            waiting = learner.waiting_of(changed)
+            if waiting is not None:
+                self._waiting.put(changed, waiting)
         self._header.update(learner.header())
         self._publisher.alive(self._shard_of[key])
 
@@ -202,9 +235,10 @@ class LearnFunction(KeyedProcessFunction):
         learner = self._learners[key] = Learner(self._config, self._make_model())
         header = self._header.value()
         rows = ((*name.split(":", 1), blob) for name, blob in self._rows.items())
-        learner.restore(header, rows, self._waiting.items())
+        learner.restore(header, rows, self._waiting.items(), self._tombstones.items())
         author = Author(self._publisher.keys, self._shard_of[key], len(self._shard_of), self._epoch)
         self._outboxes[key] = Outbox(self._publisher, learner, author)
+        self._publisher.lift(learner.passed_tombstones)
         return learner
 
 
@@ -227,4 +261,4 @@ class PublishTilesFunction(ProcessFunction):
 
     def process_element(self, value: Row, ctx: ProcessFunction.Context) -> None:
         entities = tile_entities([value[0]], self._publisher.keys, self._event_types, self._part)
-        self._publisher.tiles(entities, self._keep)
+        self._publisher.tiles(entities, self._keep, self._part)

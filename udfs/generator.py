@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from udfs.chunk import Chunk, Run
-from udfs.reading import decode_position, encode_position
+from udfs.reading import decode_position, encode_position, stored_place
+from udfs.requests import Place
 
 BLOCK: Final = 1_000
 START: Final = 1_704_067_200_000  # 2024-01-01T00:00:00Z
@@ -145,6 +146,7 @@ class GeneratorFeed:
         stored: dict[str, Any] = {"next": 0, "until": 0, "ended": True, "run_id": ""}
         if position is not None:
             stored = decode_position(position)
+        self._inputs = stored_place(stored).inputs
         self._next, self._until = stored["next"], stored["until"]
         self.ended = stored["ended"] and stored["run_id"] == self._run_id
         if stored["ended"] and not self.ended:
@@ -152,14 +154,19 @@ class GeneratorFeed:
         self._start = (self._clock(), self._next)
 
     def position(self) -> bytes:
-        return encode_position({"next": self._next, "until": self._until, "ended": self.ended, "run_id": self._run_id})
+        stored = {"next": self._next, "until": self._until, "ended": self.ended, "run_id": self._run_id}
+        return encode_position({**stored, **self.place._asdict()})
+
+    @property
+    def place(self) -> Place:
+        return Place(self._inputs, self._next)
 
     def pause(self) -> int:
         return 100 if self._config.rate else 0
 
-    def read(self) -> Chunk | None:
+    def read(self, limit: int | None = None) -> Chunk | None:
         first = self._next
-        stop = min(self._until, first + self._chunk_events)
+        stop = min(self._until, first + (self._chunk_events if limit is None else min(limit, self._chunk_events)))
         if self._config.rate:
             began, at = self._start
             stop = min(stop, at + int((self._clock() - began) * self._config.rate))
@@ -173,4 +180,5 @@ class GeneratorFeed:
             lines += self._block[1][number % BLOCK : number % BLOCK + stop - number]
         self._next = stop
         self.ended = not lines
+        self._inputs += self.ended
         return Chunk([Run(SOURCE, first, len(lines))], lines, ended=self.ended)

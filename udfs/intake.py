@@ -8,18 +8,19 @@ is plain Python; the PyFlink shell around it stores :attr:`Intake.header` and th
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
-from udfs.batch import Batch
+from udfs.batch import Batch, Deletion
 from udfs.chunk import Chunk
 from udfs.deadletters import dead_letter
 from udfs.events import EventFormat, EventParser, Rejected
+from udfs.requests import Request
 from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
-from udfs.tilefeed import PIECE, Fed, TileConfig, TileFeed, TileFeeder
+from udfs.tilefeed import PIECE, Fed, TileConfig, TileFeed, TileFeeder, owner
 
 LAYOUT: Final = 1
 _PART: Final = "the intake's"
@@ -51,6 +52,8 @@ class IntakeConfig:
         What the windows look at; None where there are none.
     position_names
         How a position is called in a dead letter, such as ``("file", "line")``.
+    part
+        How many inputs ended before this one: windows are new with each.
     """
 
     fmt: EventFormat
@@ -63,6 +66,7 @@ class IntakeConfig:
     position_names: tuple[str, str]
     run_id: str
     epoch: int
+    part: int = 0
 
 
 @dataclass
@@ -103,7 +107,7 @@ class Intake:
     Parameters
     ----------
     config
-        Must be the same over restarts, save ``run_id``: what changes with a run is only what is counted.
+        Must be the same over restarts, save ``run_id`` and ``part``: what changes with a run is only what is counted.
     """
 
     def __init__(self, config: IntakeConfig) -> None:
@@ -113,6 +117,7 @@ class Intake:
         self.base: dict[str, Any] = Counts().as_dict()
         self.run_id = config.run_id
         self.newest: dict[str, int] = {}
+        self._reached = 0  # the newest event of this part when its input ended, ms
         self.ended = False
         self.first_read_at: int | None = None  # wall clock, ms, of the first record of this run
         self.blob_number = 0
@@ -139,6 +144,8 @@ class Intake:
                 "blob_number": self.blob_number,
                 "forgotten": self.forgotten,
                 "blobs": len(self._seen_blobs) + (0 if self.tiles is None else self.tiles.blobs),
+                "part": self.config.part,
+                "reached": self._reached,
             }
         )
         return seal("header", header)
@@ -162,6 +169,8 @@ class Intake:
         self.base, self.run_id = stored["base"], stored["run_id"]
         self.newest, self.ended, self.blob_number = stored["newest"], stored["ended"], stored["blob_number"]
         self.first_read_at, self.forgotten = stored["first_read_at"], stored["forgotten"]
+        if stored.get("part") == self.config.part:
+            self._reached = stored["reached"]
         if self.run_id != self.config.run_id:
             self.run_id, self.base, self.first_read_at = self.config.run_id, self.counts.as_dict(), None
             self.ended = False  # what has ended is the input of another run
@@ -205,6 +214,11 @@ class Intake:
     def remembered_from(self) -> int:
         """Event ids of older events count as forgotten, whether or not their blob is still there."""
         return max(self.forgotten, self.watermark - self.config.dedup_horizon)
+
+    @property
+    def reached(self) -> int:
+        """No event of this part is newer so far, in milliseconds, also when its input has ended; 0 before the first."""
+        return max([self._reached, *self.newest.values()])
 
     def process(self, chunk: Chunk, now: int) -> IntakeResult:
         """Judges the records of a chunk, in order; ``now`` is the wall clock in ms, for reports only."""
@@ -285,6 +299,7 @@ class Intake:
         if chunk.ended:
             # The next input is another log: its files are judged by their own times.
             self.ended = True
+            self._reached = self.reached
             self.forgotten = self.remembered_from
             self.newest = {}
         sources = [run.source for run in chunk.runs]
@@ -306,6 +321,39 @@ class Intake:
         self.blob_number += 1
         result.puts = {name: seal(name, blob) for name, blob in result.puts.items()}
         return result
+
+    def delete(self, requests: Sequence[Request]) -> IntakeResult:
+        """Forgets what is remembered of users, and tells their shards; counts and clocks stay as they are."""
+        result = IntakeResult({}, [], [])
+        by_shard: dict[int, list[Deletion]] = {}
+        for number, user_id in requests:
+            deletion = Deletion(number, user_id, self.config.part, self.reached)
+            by_shard.setdefault(shard_of(user_id, self.config.shards), []).append(deletion)
+        for shard, deletions in by_shard.items():
+            result.batches[shard] = Batch(None, False, [], [], b"", tuple(deletions)).encode()
+        user_ids = {request.user_id for request in requests}
+        self._drop_event_ids(user_ids, result)
+        if self.tiles is not None:
+            self.tiles.drop(user_ids, number=self.blob_number, puts=result.puts, removes=result.removes)
+        self.blob_number += 1
+        result.puts = {name: seal(name, blob) for name, blob in result.puts.items()}
+        return result
+
+    def _drop_event_ids(self, user_ids: Set[str], result: IntakeResult) -> None:
+        dropped = {key for key in self.seen if owner(key) in user_ids}
+        if not dropped:
+            return
+        for name, (_, keys) in list(self._seen_blobs.items()):
+            left = [key for key in keys if key not in dropped]
+            if not left:
+                del self._seen_blobs[name]
+                result.removes.append(name)
+            elif len(left) < len(keys):
+                times = [self.seen[key] for key in left]
+                result.puts[name] = orjson.dumps([times, left])
+                self._seen_blobs[name] = (max(times), left)
+        for key in dropped:
+            del self.seen[key]
 
     def _letter(self, reason: str, message: str, source: str, position: int, line: bytes) -> str:
         return dead_letter(reason, message, self.position(source, position), line)

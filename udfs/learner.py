@@ -16,7 +16,7 @@ whatever the order of their arrival; it says which rows it touched; and it turns
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from udfs.batch import Batch
+from udfs.batch import Batch, Deletion
 from udfs.building import build
 from udfs.deadletters import dead_letter
 from udfs.growth import Bounds, GrowthConfig
@@ -33,6 +33,7 @@ from udfs.metrics import Prequential, since, values
 from udfs.models import ITEM, USER, RowModel
 from udfs.rows import EncodedRows, Rows
 from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
+from udfs.tombstones import Tombstone
 
 LAYOUT: Final = 1
 _AT_ONCE: Final = 10_000  # rows that are restored together
@@ -61,6 +62,8 @@ class LearnerConfig:
         How many rows there may be, and for how long.
     repeatable
         A replay learns in the same order. False: only the order within a source is the same.
+    part
+        How many inputs ended before this one.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -74,6 +77,7 @@ class LearnerConfig:
     repeatable: bool = True
     position_names: tuple[str, str] = ("file", "line")
     run_id: str = ""
+    part: int = 0
 
 
 @dataclass
@@ -88,11 +92,14 @@ class Learned:
         Of the events that diverged.
     dropped
         By family, the ids of the rows that are gone, and have not come again.
+    deleted
+        The tombstones of users who were deleted on request.
     """
 
     touched: dict[str, dict[str, int]]
     dead_letters: list[str] = field(default_factory=list)
     dropped: dict[str, set[str]] = field(default_factory=dict)
+    deleted: Mapping[str, Tombstone] = field(default_factory=dict)
 
     def drop(self, family: str, row_ids: Iterable[str]) -> None:
         """Adds that rows went."""
@@ -128,6 +135,9 @@ class Learner:
         self.seq = 0
         self.learned = 0
         self.diverged = 0
+        self.deleted = 0  # events that waited when their user was deleted
+        self.requests = 0  # the number of the last request to delete a user that took effect
+        self.tombstones: dict[str, Tombstone] = {}
         self.ended = False
         self.updated_at = 0
         self.latest: tuple[str, str] | None = None  # user and item learned last, for examples
@@ -139,6 +149,7 @@ class Learner:
         self.released: int | None = None
         self.batch_number = 0
         self.batches: dict[int, tuple[int, Sequence[str], bytes]] = {}
+        self.to_store: list[int] = []
 
     # --------------------------------------------------------------------------------------- learning
 
@@ -146,10 +157,14 @@ class Learner:
         """Takes a batch in, and learns what is ready, in groups of bounded size.
 
         The caller stores header and touched rows after each group; at the end it drops the batches that
-        :meth:`finished_batches` names, and stores what :meth:`waiting_of` gives of this one.
+        :meth:`finished_batches` names, and stores what :meth:`waiting_of` gives of those that :attr:`to_store` names.
         """
         number = self.batch_number
         self.batch_number += 1
+        self.to_store = [number]
+        if batch.deletions:
+            yield self._delete(batch.deletions)
+            return
         if batch.events:
             for index, event in enumerate(batch.events):
                 event += (number, index)
@@ -210,6 +225,47 @@ class Learner:
             learned.add(self._learn(events[start:end]))
             start = end
         return learned
+
+    def _delete(self, deletions: Sequence[Deletion]) -> Learned:
+        """Drops the rows of users and what waits of them; they leave tombstones."""
+        # A log that was read before knows of requests that another log has brought here.
+        new = [deletion for deletion in deletions if deletion.number > self.requests]
+        learned = self.nothing()
+        tombstones = {d.user_id: Tombstone(d.number, self.seq, d.part, d.bound) for d in new}
+        if new:
+            self.requests = max(deletion.number for deletion in new)
+            known = [user_id for user_id in tombstones if user_id in self.rows[USER]]
+            self.drop(USER, known)
+            learned.drop(USER, known)
+            self._drop_waiting(tombstones)
+            self.tombstones |= tombstones
+            if self.latest is not None and self.latest[0] in tombstones:
+                self.latest = None
+        learned.deleted = tombstones
+        return learned
+
+    def _drop_waiting(self, user_ids: Container[str]) -> None:
+        """Drops events that wait, and from the batches all lines of which nothing waits: all are to be stored anew."""
+        before = len(self.waiting)
+        self.waiting = [event for event in self.waiting if event[2] not in user_ids]
+        self.deleted += before - len(self.waiting)
+        kept: dict[int, list[bytes]] = {number: [] for number in self.batches}
+        newest = dict.fromkeys(self.batches, 0)
+        raw = {number: lines.split(b"\n") for number, (_, _, lines) in self.batches.items()}
+        for event in self.waiting:
+            number, index = event[8], event[9]
+            event[9] = len(kept[number])
+            kept[number].append(raw[number][index])
+            newest[number] = max(newest[number], event[0])
+        for number, (_, sources, _) in list(self.batches.items()):
+            self.batches[number] = (newest[number], sources, b"\n".join(kept[number]))
+        self.to_store += self.batches
+
+    @property
+    def passed_tombstones(self) -> dict[str, Tombstone]:
+        """Those of inputs that ended before this one: no window of theirs can close any more. They stay in the state,
+        for a Redis that is put back to what it was before they were set."""
+        return {user_id: t for user_id, t in self.tombstones.items() if t.part < self.config.part}
 
     def _learn(self, events: list[list[Any]]) -> Learned:
         config, ids = self.config, self.model.ids
@@ -280,7 +336,8 @@ class Learner:
     # ------------------------------------------------------------------------------------------ state
 
     def _counts(self) -> dict[str, Any]:
-        return {"learned": self.learned, "diverged": self.diverged, "means": self.scores.means}
+        counts = {"learned": self.learned, "diverged": self.diverged, "deleted": self.deleted}
+        return counts | {"means": self.scores.means}
 
     def header(self) -> bytes:
         """The small part of the state, stored after each element, and how many rows and batches belong to it."""
@@ -298,6 +355,7 @@ class Learner:
             "batch_number": self.batch_number,
             "rows": {family: len(rows) for family, rows in self.rows.items()},
             "batches": len(self.batches),
+            "requests": self.requests,
         }
         if self.bounds is not None:
             header["growth"] = self.config.growth.stored()
@@ -319,6 +377,7 @@ class Learner:
         header: bytes | None,
         rows: Iterable[tuple[str, str, bytes]],
         batches: Iterable[tuple[int, bytes]],
+        tombstones: Iterable[tuple[str, bytes]] = (),
     ) -> None:
         """Takes up the state of an earlier process.
 
@@ -330,6 +389,8 @@ class Learner:
             ``(family, id, bytes)`` of each row.
         batches
             The stored batches, by number.
+        tombstones
+            Stored ones, by user.
 
         Raises
         ------
@@ -353,6 +414,8 @@ class Learner:
         self.dropped |= stored.get("dropped", {})
         self.positions = stored.get("positions", {})
         self.rebounded = stored.get("growth", GrowthConfig().stored()) != self.config.growth.stored()
+        self.deleted, self.requests = counts.get("deleted", 0), stored.get("requests", 0)
+        self.tombstones = {user_id: Tombstone.decode(blob) for user_id, blob in tombstones}
         self._restore_rows(iter(rows))
         for number, blob in sorted(batches):
             batch = Batch.decode(unseal(_PART, _batch(number), blob))

@@ -19,8 +19,10 @@ class State:
     """Names of keyed state."""
 
     POSITION: Final = "position"
+    TAKEN: Final = "taken"
     INTAKE_HEADER: Final = "header"
     INTAKE_BLOBS: Final = "blobs"
     LEARNER_HEADER: Final = "header"
     ROWS: Final = "rows"
     WAITING: Final = "waiting"
+    TOMBSTONES: Final = "tombstones"

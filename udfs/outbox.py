@@ -91,6 +91,7 @@ class Outbox:
 
     def _write_everything(self) -> None:
         """Writes all rows, some at a time: encoded, they take several times the memory."""
+        self._publisher.delete(self._learner.tombstones)
         for family, rows in self._learner.everything().touched.items():
             left = iter(rows.items())
             while part := dict(islice(left, _AT_ONCE)):

@@ -23,18 +23,21 @@ from serving.connection import connect, without_password
 from serving.schema import Field, Keys, encode_tile, encode_vector, script, sharded, tile_field, version
 from udfs.learner import Learner
 from udfs.models import ITEM, USER
+from udfs.requests import Request
 from udfs.rows import EncodedRows
 from udfs.tilefeed import RECORD, UNIT, total, unescape
+from udfs.tombstones import Arguments, Tombstone, deleting, hiding, lifting
 
 # Entities a script call: Redis serves nobody else during one, about 1 ms.
 _PER_CALL: Final = 500
 _SCRIPTS: Final[Mapping[str, Sequence[str]]] = {
-    "publish_learned": ("fenced", "superseded", "publish_learned"),
+    "publish_learned": ("fenced", "superseded", "tombstones", "publish_learned"),
     "drop_learned": ("fenced", "superseded", "drop_learned"),
-    "publish_tiles": ("fenced", "publish_tiles"),
-    "take_over": ("fenced", "take_over"),
+    "publish_tiles": ("fenced", "tombstones", "publish_tiles"),
     "note": ("fenced", "note"),
 }
+# Sent whole when they are needed, which is seldom.
+_RARE: Final = {name: ("fenced", name) for name in ("take_over", "hide", "delete", "lift")}
 _TRANSIENT: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 # Words of a server that will take writes again: full, a replica until a failover is done, loading, or in a script.
 # They come as they are, or in the middle of a script's error.
@@ -42,7 +45,8 @@ _NOT_NOW: Final = re.compile(r"(?:^|\W)(?:OOM|READONLY|LOADING|MASTERDOWN|BUSY|N
 
 Result = TypeVar("Result")
 Entity = tuple[str, list[bytes | str | int]]  # a key, and its part of a script's ARGV
-Call = tuple[str, Sequence[str], Sequence[Any]]  # a script, and its KEYS and ARGV but for fence and submission
+# A script, and its KEYS and ARGV but for fence, tombstones and submission.
+Call = tuple[str, Sequence[str], Sequence[Any]]
 
 
 class Found(NamedTuple):
@@ -124,6 +128,7 @@ class Publisher:
         self._patience = patience
         self._alive_at: dict[int, float] = {}
         self._scripts = {name: "".join(map(script, parts)) for name, parts in _SCRIPTS.items()}
+        self._rare = {name: "".join(map(script, parts)) for name, parts in _RARE.items()}
         self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}
 
     def close(self) -> None:
@@ -173,16 +178,35 @@ class Publisher:
         before: bytes | None = self._patiently(lambda: self._write(calls(), written))
         return before
 
-    def tiles(self, entities: Sequence[Entity], keep: Mapping[str, int]) -> None:
-        """Writes closed windows; ``keep`` says for each span how many milliseconds of it stay."""
+    def tiles(self, entities: Sequence[Entity], keep: Mapping[str, int], part: int = 0) -> None:
+        """Writes closed windows of a part; ``keep`` says for each span how many milliseconds of it stay."""
         spans = [len(keep), *(value for pair in keep.items() for value in pair)]
 
         def calls() -> Iterator[Call]:
-            for part in _parts(entities):
-                arguments = [argument for _, entity in part for argument in entity]
-                yield "publish_tiles", [key for key, _ in part], [self._ttl, *spans, *arguments]
+            for some in _parts(entities):
+                arguments = [argument for _, entity in some for argument in entity]
+                yield "publish_tiles", [key for key, _ in some], [self._ttl, part, *spans, *arguments]
 
         self._patiently(lambda: self._write(calls(), len(entities)))
+
+    def hide(self, requests: Sequence[Request], windows: tuple[int, int] | None = None) -> None:
+        """Removes users who are about to be deleted; nothing of them is written until they are.
+
+        But for windows: those that are new by part and bound, once these are known.
+        """
+        self._call("hide", [hiding(some, self.keys, windows) for some in _parts(requests)])
+
+    def delete(self, tombstones: Mapping[str, Tombstone]) -> None:
+        """Removes deleted users, and sees to it that nothing of before is written any more."""
+        self._call("delete", [deleting(some, self.keys) for some in _parts(list(tombstones.items()))])
+
+    def lift(self, tombstones: Mapping[str, Tombstone]) -> None:
+        """Takes away tombstones, where they are still these."""
+        self._call("lift", [lifting(some) for some in _parts(list(tombstones.items()))])
+
+    def _call(self, name: str, calls: Sequence[Arguments]) -> None:
+        if calls:
+            self._patiently(lambda: self._run([(name, *arguments) for arguments in calls]))
 
     def _write(self, calls: Iterable[Call], count: int) -> Any:
         """Runs scripts that write ``count`` entities; returns what the last answered, None without any."""
@@ -209,8 +233,9 @@ class Publisher:
             for text in self._scripts.values():  # a restarted server has forgotten them
                 connection.send_command("SCRIPT", "LOAD", text)
             for name, keys, arguments in calls:
+                how = ("EVAL", self._rare[name]) if name in self._rare else ("EVALSHA", self._digests[name])
                 connection.send_command(
-                    "EVALSHA", self._digests[name], 1 + len(keys), self.keys.fence, *keys, self._submission, *arguments
+                    *how, 2 + len(keys), self.keys.fence, self.keys.deleted, *keys, self._submission, *arguments
                 )
                 sent += 1
             for _ in range(len(self._scripts) + sent):

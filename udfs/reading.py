@@ -11,7 +11,7 @@ import gzip
 import hashlib
 import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
@@ -20,6 +20,7 @@ import orjson
 
 from udfs.chunk import Chunk, Run
 from udfs.events import TIMESTAMP, EventFormat, EventParser, Rejected
+from udfs.requests import Place
 from udfs.seal import check_layout, seal, unseal
 
 _BOM: Final = b"\xef\xbb\xbf"
@@ -43,14 +44,23 @@ class Feed(Protocol):
             If the position is damaged, or of a newer layout.
         """
 
-    def read(self) -> Chunk | None:
-        """The next chunk; the last one says so. None: nothing is due yet."""
+    def read(self, limit: int | None = None) -> Chunk | None:
+        """The next chunk, of at most ``limit`` lines; the last one says so. None: nothing is due yet."""
 
     def position(self) -> bytes:
         """Where the next chunk begins."""
 
+    @property
+    def place(self) -> Place:
+        """The same, as it can be compared: it does not depend on how the lines before were cut into chunks."""
+
     def pause(self) -> int:
         """Milliseconds to wait before the next :meth:`read`."""
+
+
+def stored_place(position: Mapping[str, Any]) -> Place:
+    """The place in what a feed stores as its position; one of before there were places is as good as a beginning."""
+    return Place(position.get("inputs", 0), position.get("lines", 0))
 
 
 class IdleFeed:
@@ -61,11 +71,15 @@ class IdleFeed:
     def seek(self, position: bytes | None) -> None:
         self._position = position or b""
 
-    def read(self) -> None:
+    def read(self, limit: int | None = None) -> None:
         return None
 
     def position(self) -> bytes:
         return self._position
+
+    @property
+    def place(self) -> Place:
+        return stored_place(orjson.loads(self._position or b"{}"))
 
     def pause(self) -> int:
         return 1_000
@@ -207,6 +221,11 @@ class _File:
         self.offset += len(line)
         self.line += 1
 
+    def go_back(self) -> None:
+        """Reads again what :meth:`read` gave and :meth:`advance` did not pass."""
+        assert self.stream is not None
+        self.stream.seek(self.offset)
+
     def stored(self) -> dict[str, Any]:
         return {
             "offset": self.offset,
@@ -250,12 +269,14 @@ class FileFeed:
         self._size = min(chunk_bytes, _FIRST_BYTES)
         self._other: dict[str, Any] = {}
         self._heap: list[tuple[int, int, list[bytes], int]] = []
+        self.place = Place(0, 0)
         self.ended = False
 
     def seek(self, position: bytes | None) -> None:
         stored: dict[str, Any] = {"files": {}, "ended": False, "run_id": ""}
         if position is not None:
             stored = decode_position(position)
+        self.place = stored_place(stored)
         self._other = stored["files"]
         self.ended = stored["ended"] and stored["run_id"] == self._run_id
         for file in self._files:
@@ -266,32 +287,38 @@ class FileFeed:
 
     def position(self) -> bytes:
         files = {**self._other, **{str(file.path): file.stored() for file in self._files}}
-        return encode_position({"files": files, "ended": self.ended, "run_id": self._run_id})
+        stored = {"files": files, "ended": self.ended, "run_id": self._run_id}
+        return encode_position({**stored, **self.place._asdict()})
 
     def pause(self) -> int:
         return 0
 
-    def read(self) -> Chunk:
+    def read(self, limit: int | None = None) -> Chunk:
         # Small at first, so that something is learned soon; then large, which costs less.
         self._size = min(2 * self._size, self._chunk_bytes)
-        runs, lines = self._merged() if len(self._files) > 1 else self._single()
+        runs, lines = self._merged(limit) if len(self._files) > 1 else self._single(limit)
         headers = {str(f.path): f.header for f in self._files if f.header is not None}
         self.ended = not lines
+        self.place = Place(self.place.inputs + self.ended, self.place.lines + len(lines))
         return Chunk(runs, lines, headers, ended=self.ended)
 
-    def _single(self) -> tuple[list[Run], list[bytes]]:
+    def _single(self, limit: int | None) -> tuple[list[Run], list[bytes]]:
         file = self._files[0]
         lines = file.read(self._size)
+        cut = limit is not None and limit < len(lines)
+        lines = lines[:limit]
         run = Run(str(file.path), file.line, len(lines))
         for line in lines:
             file.advance(line)
+        if cut:
+            file.go_back()
         return [run], [without_terminator(line) for line in lines]
 
-    def _merged(self) -> tuple[list[Run], list[bytes]]:
+    def _merged(self, limit: int | None) -> tuple[list[Run], list[bytes]]:
         runs: list[Run] = []
         taken: list[bytes] = []
         size = 0
-        while self._heap and size < self._size:
+        while self._heap and size < self._size and (limit is None or len(taken) < limit):
             _, number, lines, at = heapq.heappop(self._heap)
             file, line = self._files[number], lines[at]
             source = str(file.path)

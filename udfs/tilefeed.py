@@ -9,7 +9,7 @@ nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -51,6 +51,16 @@ def unescape(text: str) -> str:
     for char, code in reversed(_ESCAPES.items()):
         text = text.replace(code, char)
     return text
+
+
+def owner(key: str) -> str:
+    """The user in a key that begins with the length of the user's id, a colon and the id.
+
+    >>> owner("3:anntea"), owner("4:a:nntea")
+    ('ann', 'a:nn')
+    """
+    length, _, rest = key.partition(":")
+    return rest[: int(length)]
 
 
 def total(high: int, low: int) -> float:
@@ -161,6 +171,10 @@ class OpenSessions:
             else:
                 del self._of[user_id]
         return left
+
+    def drop(self, user_ids: Iterable[str]) -> None:
+        for user_id in user_ids:
+            self._of.pop(user_id, None)
 
     def encode(self) -> Iterable[bytes]:
         """All sessions, in pieces of bounded size."""
@@ -274,6 +288,28 @@ class TileFeeder:
             self._sessions = OpenSessions(self._gap)
         elif self._stored <= 2 * self._kept + _SLACK:
             return
+        self._rewrite_sessions(watermark, number, puts, removes)
+
+    def drop(self, user_ids: Set[str], *, number: int, puts: dict[str, bytes], removes: list[str]) -> None:
+        """Forgets what users met, and stores the rest anew."""
+        for day, pairs in self._pairs.items():
+            left = {pair for pair in pairs if owner(pair) not in user_ids}
+            if len(left) == len(pairs):
+                continue
+            self._pairs[day] = left
+            old = [name for name, of in self._pair_blobs.items() if of == day]
+            removes += old
+            ordered = sorted(left)
+            pieces = [ordered[at : at + _ITEMS] for at in range(0, len(ordered), _ITEMS)]
+            new = {f"p:{day}:{number}:{piece}": orjson.dumps(part) for piece, part in enumerate(pieces)}
+            puts |= new
+            self._pair_blobs = {k: v for k, v in self._pair_blobs.items() if v != day} | dict.fromkeys(new, day)
+        self._sessions.drop(user_ids)
+        # Also where no session is open: closed ones are kept for a while.
+        self._rewrite_sessions(0, number, puts, removes)
+
+    def _rewrite_sessions(self, watermark: int, number: int, puts: dict[str, bytes], removes: list[str]) -> None:
+        """Stores the sessions that are open as a whole, in place of all that was stored of sessions before."""
         self._kept = self._stored = self._sessions.close(watermark)
         # What this chunk has put and nobody has stored yet need not be removed.
         removes += [name for name in self._session_blobs if puts.pop(name, None) is None]

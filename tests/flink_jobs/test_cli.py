@@ -14,10 +14,13 @@ from click.testing import CliRunner, Result
 
 from flink_jobs.cli import cli
 from flink_jobs.embedded import embedded_redis
+from flink_jobs.state import Manifest, StateFolder
+from serving.connection import without_password
 from tests.shells import publish
 from udfs.batch import Batch
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Publisher, tile_entities
+from udfs.requests import Journal
 
 T0 = 1_700_000_000_000
 Invoke = Callable[..., Result]
@@ -159,6 +162,73 @@ def test_a_redis_that_is_away_exits_with_1(invoke: Invoke) -> None:
     assert result.exit_code == 1 and result.stderr.startswith("freshet: ")
 
 
+# -------------------------------------------------------------------------------------------- deletion
+
+
+def state(folder: Path, redis: str, prefix: str = "freshet") -> StateFolder:
+    """A folder as a run would have left it."""
+    made = StateFolder(folder)
+    made.store(Manifest(7, prefix, {"redis": redis}))
+    return made
+
+
+def requested(folder: StateFolder) -> list[str]:
+    journal = Journal(folder.journal)
+    journal.refresh()
+    return [request.user_id for request in journal.requests]
+
+
+def test_a_deleted_user_is_unknown_at_once(look: Invoke, tmp_path: Path, redis_url: str, redis_connection: Any) -> None:
+    folder = state(tmp_path / ".freshet", redis_url)
+    result = look("delete-user", "ann", "nobody", "--json")
+    answer = orjson.loads(result.stdout)
+    assert result.exit_code == 0 and set(answer) == {"requests", "running", "redis"}
+    assert set(answer["requests"]) == {"ann", "nobody"} and (answer["running"], answer["redis"]) == (False, True)
+    assert requested(folder) == ["ann", "nobody"]
+    assert look("user", "ann").exit_code == 3 and look("user", "bob").exit_code == 0
+    assert redis_connection.hget("freshet:deleted", "ann") == b"%d *" % answer["requests"]["ann"]
+    shown = look("delete-user", "bob").stdout
+    assert shown == "bob: no longer in Redis; no job is running: they leave the state when the next run begins\n"
+    with folder.locked():
+        assert "the running job deletes them" in look("delete-user", "carl").stdout
+
+
+def test_a_deletion_is_noted_while_redis_is_away(invoke: Invoke, tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"redis://:s3cret@127.0.0.1:{closed.getsockname()[1]}"
+    folder = state(tmp_path / ".freshet", without_password(url))
+    result = invoke("delete-user", "ann", "--redis", url)
+    assert result.exit_code == 1 and "Redis failed" in result.stderr and "the request is noted" in result.stderr
+    assert requested(folder) == ["ann"] and result.stdout.startswith("ann: noted; ")
+    assert "s3cret" not in result.output
+
+
+def test_the_embedded_redis_is_started_for_a_deletion(invoke: Invoke, tmp_path: Path) -> None:
+    state(tmp_path / ".freshet", "embedded")
+    with embedded_redis(tmp_path / ".freshet" / "redis") as url:
+        fill(url)
+    assert invoke("delete-user", "ann").exit_code == 0
+    assert invoke("user", "ann").exit_code == 3 and invoke("user", "bob").exit_code == 0
+
+
+def test_a_deletion_needs_the_state_that_it_is_meant_for(invoke: Invoke, tmp_path: Path) -> None:
+    result = invoke("delete-user", "ann")
+    assert result.exit_code == 2 and "there is no state in .freshet" in result.stderr
+    folder = state(tmp_path / ".freshet", "redis://db:6379", "movies")
+    for arguments, message in (
+        ((), "give --redis redis://db:6379"),
+        (("--redis", "redis://db:6379"), "give --prefix movies"),
+        (("--redis", "redis://db:6379", "--prefix", "movies", ""), "an ID is empty"),
+    ):
+        result = invoke("delete-user", "ann", *arguments)
+        assert result.exit_code == 2 and message in result.stderr
+    folder.journal.write_text("ann\n")
+    result = invoke("delete-user", "ann", "--redis", "redis://db:6379", "--prefix", "movies")
+    assert result.exit_code == 2 and "a line that is no request" in result.stderr
+    assert invoke("delete-user").exit_code == 2
+
+
 # ---------------------------------------------------------------------------------------------- check
 
 
@@ -237,6 +307,6 @@ def test_health_tells_by_its_exit_code(invoke: Invoke, redis_url: str, redis_con
 
 def test_version_and_help(invoke: Invoke) -> None:
     assert invoke("--version").stdout.startswith("freshet, version ")
-    for command in ("run", "check", "user", "item", "recommend", "similar"):
+    for command in ("run", "check", "user", "item", "recommend", "similar", "delete-user"):
         assert invoke(command, "-h").exit_code == 0
         assert command in invoke("-h").stdout

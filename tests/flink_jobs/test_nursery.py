@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -53,9 +54,18 @@ def test_without_a_nursery_there_is_no_worker(tmp_path: Path) -> None:
     assert asked.returncode == 1 and asked.stderr.startswith("no worker: ")
 
 
+def running() -> list[psutil.Process]:
+    """The nurseries that run as children of this process."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):  # one that ends at this moment
+            if "flink_jobs.nursery" in child.cmdline():
+                found.append(child)
+    return found
+
+
 def nurseries() -> int:
-    """How many run as children of this process."""
-    return sum("flink_jobs.nursery" in child.cmdline() for child in psutil.Process().children())
+    return len(running())
 
 
 def test_it_ends_with_the_block_also_by_an_error() -> None:
@@ -73,7 +83,7 @@ def test_workers_that_hang_are_ended() -> None:
             address = f"localhost:{server.getsockname()[1]}"
             waiting = subprocess.Popen([home.launcher, *BOOT, "--id=7-1", f"--provision_endpoint={address}"])
             server.accept()
-            [nurse] = [c for c in psutil.Process().children() if "flink_jobs.nursery" in c.cmdline()]
+            [nurse] = running()
             [worker] = nurse.children()
             worker.suspend()
             home.end_workers()

@@ -17,9 +17,10 @@ from tests.shells import publish
 from udfs.batch import Batch
 from udfs.chunk import Chunk, Run
 from udfs.events import EventFormat
-from udfs.intake import Intake, IntakeConfig
+from udfs.intake import Intake, IntakeConfig, IntakeResult
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Publisher
+from udfs.requests import Request
 
 T0 = 1_700_000_000_000
 
@@ -63,7 +64,12 @@ class Job:
         return [(n, blob) for n in learner.batches if (blob := learner.waiting_of(n)) is not None]
 
     def put(self, lines: list[bytes], *, ended: bool = False) -> None:
-        result = self.intake.process(Chunk([Run("log", 1, len(lines))], lines, ended=ended), now=T0)
+        self._send(self.intake.process(Chunk([Run("log", 1, len(lines))], lines, ended=ended), now=T0))
+
+    def delete(self, user_id: str, number: int) -> None:
+        self._send(self.intake.delete([Request(number, user_id)]))
+
+    def _send(self, result: IntakeResult) -> None:
         self.blobs |= result.puts
         for name in result.removes:
             del self.blobs[name]
@@ -103,17 +109,21 @@ line = st.one_of(
 
 
 @given(
-    runs=st.lists(st.tuples(st.lists(line, max_size=15), st.booleans()), min_size=1, max_size=4),
+    runs=st.lists(
+        st.tuples(st.lists(line, max_size=15), st.booleans(), st.sampled_from(["", "u"])), min_size=1, max_size=4
+    ),
     shards=st.sampled_from([1, 3]),
 )
-def test_the_ledger_of_every_run_balances(runs: list[tuple[list[bytes], bool]], shards: int) -> None:
+def test_the_ledger_of_every_run_balances(runs: list[tuple[list[bytes], bool, str]], shards: int) -> None:
     job = Job(shards)
     pending = 0
     read = learned = 0
-    for number, (lines, ended) in enumerate(runs):
+    for number, (lines, ended, deleted) in enumerate(runs):
         if number:
             job.stop()
         job.put(lines)
+        if deleted:
+            job.delete(deleted, number + 1)
         if ended:
             job.put([], ended=True)
         now = job.standing

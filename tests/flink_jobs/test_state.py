@@ -11,6 +11,7 @@ import pytest
 
 from flink_jobs.settings import SettingsError
 from flink_jobs.state import Manifest, StateError, StateFolder, may_go_on
+from udfs.requests import Journal
 
 FIXED = {"shards": 2, "model": {"name": "funk_mf"}, "prefix": "p"}
 MANIFEST = Manifest(epoch=7, prefix="p", fixed=FIXED, source="generator", runs=3)
@@ -124,6 +125,14 @@ def test_a_savepoint_that_is_gone_is_not_passed_over(tmp_path: Path) -> None:
         folder.newest_snapshot(replace(MANIFEST, savepoint=str(folder.savepoints / "savepoint-9")))
 
 
+def test_it_tells_whether_a_run_uses_it(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path)
+    assert not folder.in_use
+    with folder.locked():
+        assert StateFolder(tmp_path).in_use
+    assert not folder.in_use
+
+
 def test_only_the_kept_snapshot_stays(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path)
     kept, old = (snapshot(folder.savepoints / f"savepoint-{n}", n) for n in (2, 1))
@@ -138,7 +147,10 @@ def test_starting_anew_keeps_the_redis_of_other_prefixes(tmp_path: Path) -> None
     snapshot(folder.savepoints / "savepoint-1", 1)
     folder.redis.mkdir()
     (folder.redis / "redis.rdb").touch()
+    with Journal(folder.journal).requesting(["ann"], 1):
+        pass
     folder.clear()
     assert folder.load() is None and folder.newest_snapshot(MANIFEST) is None
+    assert folder.journal.read_bytes() == b""
     assert (folder.redis / "redis.rdb").exists()
     folder.clear()

@@ -17,6 +17,7 @@ from udfs.batch import Batch
 from udfs.chunk import Chunk, Run
 from udfs.events import EventFormat, EventParser
 from udfs.intake import Intake, IntakeConfig, IntakeResult, shard_of
+from udfs.requests import Request
 from udfs.seal import seal, unseal
 from udfs.tilefeed import DAY, PIECE, RECORD, UNIT, TileConfig, unescape
 
@@ -316,6 +317,95 @@ def test_first_of_day_adds_up_to_exact_distinct_counts(log: list[tuple[int, str,
     for at, user, item in log:
         exact.setdefault(((T0 + at) // DAY, user), set()).add(item)
     assert counted == {key: len(items) for key, items in exact.items()}
+
+
+# -------------------------------------------------------------------------------------------- deletion
+
+
+def delete(host: Host, *user_ids: str, number: int = 1) -> dict[int, Batch]:
+    result = host.intake.delete([Request(number + k, user_id) for k, user_id in enumerate(user_ids)])
+    host.blobs |= result.puts
+    for name in result.removes:
+        del host.blobs[name]
+    host.header = host.intake.header
+    assert result.dead_letters == [] and result.tile_feeds == []
+    return {shard: Batch.decode(blob) for shard, blob in result.batches.items()}
+
+
+def test_a_deletion_goes_to_the_users_shard_and_changes_no_count() -> None:
+    host = Host(replace(CONFIG, shards=4, part=2))
+    host.put([event(0), event(9_000), event(7_000)])
+    host.put([], ended=True)
+    before = host.intake.ledger_fields()
+    batches = delete(host, "42", "b", "42")
+    assert {shard: [d.user_id for d in batch.deletions] for shard, batch in batches.items()} == {
+        shard_of("42", 4): ["42", "42"], shard_of("b", 4): ["b"],
+    }  # fmt: skip
+    [first, *_] = batches[0].deletions
+    assert first == (1, "42", 2, T0 + 9_000)  # the windows of the input that ended may still be open
+    assert all(not batch.events and batch.watermark is None and not batch.ended for batch in batches.values())
+    assert host.intake.ledger_fields() == before and host.intake.ended
+
+
+def test_what_windows_may_hold_is_bounded_by_the_newest_event_of_the_part() -> None:
+    host = Host(replace(CONFIG, part=1))
+    assert delete(host, "u")[0].deletions[0].bound == 0
+    host.put([event(5_000), event(3_000)])
+    host.put([event(4_000)], source="other")
+    assert delete(host, "u")[0].deletions[0].bound == T0 + 5_000
+    host.put([], ended=True)
+    host.crash()  # of the same part, with the windows that it had
+    assert delete(host, "u")[0].deletions[0].bound == T0 + 5_000
+    host.config = replace(CONFIG, part=2, run_id="next")
+    host.crash()
+    assert delete(host, "u")[0].deletions[0].bound == 0
+
+
+def test_nothing_is_remembered_of_a_deleted_user() -> None:
+    host = Host()
+    host.put([event(0, "ann", "tea", "x"), event(1, "bob", "tea", "y"), event(2, "a", "nntea", "x")])
+    host.put([event(3, "ann", "rum", "z")])
+    delete(host, "ann")
+    assert b'"3:ann' not in b"".join(host.blobs.values()) and b'"ann"' not in b"".join(host.blobs.values())
+    for crash in (False, True):
+        if crash:
+            host.crash()
+        intake = host.intake
+        assert set(intake.seen) == {"3:boby", "1:ax"}
+        assert intake.tiles is not None and set.union(*intake.tiles.pairs.values()) == {"3:bobtea", "1:anntea"}
+    host.feed.clear()
+    host.put([event(4, "ann", "tea", "x"), event(5, "bob", "tea", "y")])
+    assert host.reasons == ["duplicate"]  # bob's
+    assert [record[6:] for record in host.feed] == [["1", "1"]]  # tea is new to ann
+
+
+@given(
+    log=st.lists(
+        st.tuples(st.integers(0, 60_000), st.sampled_from("uvw"), st.sampled_from("ij"), st.sampled_from(["", "x"])),
+        max_size=30,
+    ),
+    size=st.integers(1, 10),
+    crashes=st.booleans(),
+)
+def test_after_a_deletion_it_is_as_if_the_user_had_never_been(
+    log: list[tuple[int, str, str, str]], size: int, crashes: bool
+) -> None:
+    """For what is remembered; the clock stays where it is."""
+    log.sort()
+    host, other = Host(), Host()
+    for start in range(0, len(log), size):
+        part = log[start : start + size]
+        host.put([event(*one) for one in part])
+        # The other meets the same times, and nothing of u.
+        other.put([event(at, user if user != "u" else "nobody", item, i) for at, user, item, i in part])
+    delete(host, "u")
+    delete(other, "nobody")
+    if crashes:
+        host.crash()
+    assert host.intake.seen == other.intake.seen
+    assert host.intake.tiles is not None and other.intake.tiles is not None
+    pairs, expected = ({d: p for d, p in of.tiles.pairs.items() if p} for of in (host.intake, other.intake))
+    assert pairs == expected
 
 
 # ------------------------------------------------------------------------------------------ properties

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from river import metrics
 
 from tests.udfs.cases import CASES, made, ratings, river, stored, weights
-from udfs.batch import Batch
+from udfs.batch import Batch, Deletion
 from udfs.learner import Learned, Learner, LearnerConfig, build
 from udfs.metrics import NAMES, Prequential, pooled, since, values
 from udfs.rivermodels import KINDS
 from udfs.seal import seal, unseal
+from udfs.tombstones import Tombstone
 
 T0 = 1_700_000_000_000
 CONFIG = LearnerConfig(run_id="run", group=7, seen=3)
@@ -55,29 +56,30 @@ class Host:
         self.header: bytes | None = None
         self.rows: dict[tuple[str, str], bytes] = {}
         self.waiting: dict[int, bytes] = {}
+        self.tombstones: dict[str, bytes] = {}
         self.learned: list[Learned] = []
 
     def crash(self) -> None:
         self.learner = self._make()
         if self.header is not None:
             rows = [(family, row_id, blob) for (family, row_id), blob in self.rows.items()]
-            self.learner.restore(self.header, rows, list(self.waiting.items()))
+            self.learner.restore(self.header, rows, list(self.waiting.items()), self.tombstones.items())
 
     def put(self, blob: bytes) -> None:
-        element = Batch.decode(blob)
-        number = self.learner.batch_number
-        for learned in self.learner.process(element):
+        for learned in self.learner.process(Batch.decode(blob)):
             self.learned.append(learned)
             for family, rows in self.learner.encode(learned).items():
                 self.rows |= {(family, row_id): blob for row_id, blob in zip(rows.row_ids, rows.blobs, strict=True)}
             for family, row_ids in learned.dropped.items():
                 for row_id in row_ids:
                     self.rows.pop((family, row_id), None)
+            self.tombstones |= {user_id: tombstone.encode() for user_id, tombstone in learned.deleted.items()}
         for finished in self.learner.finished_batches():
             self.waiting.pop(finished, None)
-        waiting = self.learner.waiting_of(number)
-        if waiting is not None:
-            self.waiting[number] = waiting
+        for number in self.learner.to_store:
+            waiting = self.learner.waiting_of(number)
+            if waiting is not None:
+                self.waiting[number] = waiting
         self.header = self.learner.header()
 
     @property
@@ -335,6 +337,108 @@ def test_a_run_that_goes_on_counts_what_it_took_over() -> None:
     )
     assert summary["metrics_run"]["n"] == 6 and summary["metrics"]["n"] == 10
     assert summary["ended"] is True
+
+
+# ------------------------------------------------------------------------------------------- deletion
+
+
+def deletion(*user_ids: str, number: int = 1, part: int = 0, bound: int = 0) -> bytes:
+    return Batch(None, False, [], [], b"", tuple(Deletion(number, u, part, bound) for u in user_ids)).encode()
+
+
+def test_a_deleted_user_leaves_rows_and_waiting_lines() -> None:
+    host, log = Host(), events(60)
+    host.put(batch([[*e] for e in log[:30]], T0 + 10_000))
+    host.put(batch([[*e] for e in log[30:]], T0 + 40_000))
+    waiting, learned = host.learner.waiting, host.learner.learned
+    gone = sum(event[2] == "u0" for event in waiting)
+    # Stored batches hold lines that were learned since, too.
+    assert gone and host.learner.latest is not None and "u0" in host.learner.rows["user"]
+    host.learner.latest = ("u0", "i0")
+    host.put(deletion("u0", "never", number=7, bound=T0 + 59_000))
+    assert host.learned[-1].touched == {"user": {}, "item": {}} and host.learned[-1].dead_letters == []
+    assert "u0" not in host.learner.rows["user"] and ("user", "u0") not in host.rows and host.learner.latest is None
+    lines = b"\n".join(lines for _, _, lines in host.learner.batches.values()).split(b"\n")
+    kept = [raw(event) for event in host.learner.waiting]
+    assert sorted(lines) == sorted(kept) and len(kept) == len(waiting) - gone
+    for number, blob in host.waiting.items():
+        stored = Batch.decode(unseal("", f"batch {number}", blob))
+        assert all(event[2] != "u0" for event in stored.events)
+        assert stored.lines.split(b"\n") == [raw(event) for event in stored.events]
+    summary = host.learner.summary()
+    assert summary["counts"]["deleted"] == gone and summary["pending"] + gone + learned == 60
+    assert host.learner.tombstones == {u: Tombstone(7, learned, 0, T0 + 59_000) for u in ("u0", "never")}
+    host.crash()
+    host.put(batch([], T0 + 10**9, ended=True))
+    assert host.learner.summary()["pending"] == 0 and "u0" not in host.learner.rows["user"] and host.waiting == {}
+    host.put(batch([[T0, "", "u0", "i0", "rating", 3.0, 0, 1]]))
+    assert host.learner.rows["user"]["u0"].count == 1
+
+
+def test_letters_of_what_waited_keep_their_lines() -> None:
+    host = Host()
+    wild = [[T0 + at, "", user, "i", "rating", 1e14, 0, at] for at, user in enumerate(("u", "v", "u", "w"))]
+    host.put(batch(wild, T0))
+    host.put(deletion("u"))
+    host.put(batch([], T0 + 10**9, ended=True))
+    letters = [orjson.loads(letter) for learned in host.learned for letter in learned.dead_letters]
+    assert [base64.b64decode(letter["raw"]) for letter in letters] == [b"line 1", b"line 3"]
+
+
+def test_a_request_takes_effect_once() -> None:
+    host = Host()
+    host.put(batch(events(20)))
+    host.put(deletion("u0", number=5))
+    host.put(batch([[*e] for e in events(20)]))
+    before, rows = host.learner.tombstones, {**host.rows}
+    assert ("user", "u0") in rows
+    for number in (5, 4):  # as another log brings it again
+        host.put(deletion("u0", "u1", number=number))
+        assert host.learned[-1].deleted == {}
+    assert host.learner.tombstones == before and host.rows == rows
+    host.crash()
+    host.put(deletion("u0", number=6))
+    assert ("user", "u0") not in host.rows and host.learner.tombstones["u0"].number == 6
+
+
+def test_tombstones_of_inputs_that_ended_hold_nothing_back() -> None:
+    host = Host()
+    host.put(deletion("ann", number=1, part=0))
+    host.put(deletion("bob", number=2, part=1))
+    host._make = lambda: Learner(LearnerConfig(part=1), made("biased_mf", "SGD"))
+    host.crash()
+    assert set(host.learner.tombstones) == {"ann", "bob"} and set(host.learner.passed_tombstones) == {"ann"}
+
+
+@given(
+    n=st.integers(1, 40),
+    cuts=st.sets(st.integers(1, 39)),
+    at=st.integers(0, 40),
+    crashes=st.sets(st.integers(0, 41)),
+    kind=st.sampled_from(["biased_mf", "funk_mf", "baseline"]),
+)
+def test_batches_and_crashes_change_nothing_about_a_deletion(
+    n: int, cuts: set[int], at: int, crashes: set[int], kind: str
+) -> None:
+    log, at = events(n), min(at, n)
+
+    def host(bounds: list[int], crashes: set[int]) -> Host:
+        host = Host(kind)
+        for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            if number in crashes:
+                host.crash()
+            host.put(batch([[*e] for e in log[start:stop]], T0 + 1_000 * stop - 5_000))
+            if stop == at:
+                host.put(deletion("u0", "u1"))
+        host.crash()
+        host.put(batch([], T0 + 10**9, ended=True))
+        return host
+
+    # A replay cuts the log elsewhere, but always where the request took effect.
+    expected = host(sorted({0, at, n}), set())
+    replayed = host(sorted({0, at, n, *(c for c in cuts if c < n)}), crashes)
+    assert replayed.outcome == expected.outcome and replayed.tombstones == expected.tombstones
+    assert replayed.learner.learned + replayed.learner.deleted == n
 
 
 # ------------------------------------------------------------------------------------------- refusals
