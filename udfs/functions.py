@@ -24,6 +24,7 @@ from udfs.names import State
 from udfs.outbox import Outbox
 from udfs.publisher import Publisher, tile_entities
 from udfs.reading import Feed
+from udfs.tail import from_state_name, state_name
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
 
@@ -160,10 +161,10 @@ class LearnFunction(KeyedProcessFunction):
             encoded = learner.encode(learned)
             for family, rows in encoded.items():
                 for row_id, blob in zip(rows.row_ids, rows.blobs, strict=True):
-                    self._rows.put(f"{family}:{row_id}", blob)
+                    self._rows.put(state_name(family, row_id), blob)
             for family, row_ids in learned.dropped.items():
                 for row_id in row_ids:
-                    self._rows.remove(f"{family}:{row_id}")
+                    self._rows.remove(state_name(family, row_id))
             self._outboxes[key].publish(learned, encoded)
             if learned.dead_letters:
                 yield DEAD_LETTERS, "\n".join(learned.dead_letters)
@@ -173,6 +174,8 @@ class LearnFunction(KeyedProcessFunction):
         waiting = learner.waiting_of(number)
         if waiting is not None:
             self._waiting.put(number, waiting)
+        for name, counters in learner.counters():
+            self._rows.put(name, counters)
         self._header.update(learner.header())
 
     def _restored(self, key: str) -> Learner:
@@ -182,7 +185,7 @@ class LearnFunction(KeyedProcessFunction):
         header = self._header.value()
         if header is None:
             return learner
-        rows = ((*name.split(":", 1), blob) for name, blob in self._rows.items())
+        rows = ((*from_state_name(name), blob) for name, blob in self._rows.items())
         learner.restore(header, rows, self._waiting.items())
         outbox.restored()
         return learner

@@ -15,6 +15,7 @@ whatever the order of their arrival; it says which rows it touched; and it turns
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,13 +27,15 @@ import orjson
 from udfs.batch import Batch
 from udfs.building import build
 from udfs.deadletters import dead_letter
-from udfs.growth import Bounds, GrowthConfig
+from udfs.growth import Bounds, GrowthConfig, Piece
 from udfs.ids import Group
 from udfs.metrics import Prequential, since, values
 from udfs.models import ITEM, USER, RowModel
 from udfs.rows import EncodedRows, Rows
+from udfs.tail import tail_number
 
 LAYOUT: Final = 1
+_COUNTERS: Final = "counters."  # before the family, in names of the state
 
 __all__ = ["Learned", "Learner", "LearnerConfig", "build"]
 
@@ -196,27 +199,29 @@ class Learner:
             for family, row_ids in bounds.excess(events[start], self.updated_at):
                 self.drop(family, row_ids)
                 learned.drop(family, row_ids)
-            end = bounds.piece(events, start, self.updated_at)
-            learned.add(self._learn(events[start:end]))
-            start = end
+            piece = bounds.piece(events, start, self.updated_at)
+            learned.add(self._learn(events[start : piece.end], piece if bounds.tails else None))
+            start = piece.end
         return learned
 
-    def _learn(self, events: list[list[Any]]) -> Learned:
+    def _learn(self, events: list[list[Any]], piece: Piece | None = None) -> Learned:
+        """Learns events: on their own rows, or as ``piece`` says."""
         config, ids = self.config, self.model.ids
         weights, default = config.weights, config.default_weight
         targets = [event[5] if event[4] == "rating" else weights.get(event[4], default) for event in events]
-        users = Group(ids[USER], [event[2] for event in events])
-        items = Group(ids[ITEM], [event[3] for event in events])
+        rows = piece.rows if piece else {USER: [event[2] for event in events], ITEM: [event[3] for event in events]}
+        heirs = piece.heirs if piece else {}
+        users = Group(ids[USER], rows[USER], heirs.get(USER))
+        items = Group(ids[ITEM], rows[ITEM], heirs.get(ITEM))
         with np.errstate(all="ignore"):  # what overflows is found and rolled back
             predictions, diverged = self.model.learn(users, items, targets)
         self.updated_at = max(self.updated_at, max(event[0] for event in events))
         self.latest = (events[-1][2], events[-1][3])
         letters = [self._letter(str(verdict), events[place]) for place, verdict in diverged.items()]
-        if diverged:
+        if diverged or piece:
             left = [place for place in range(len(events)) if place not in diverged]
             events, targets = [events[place] for place in left], [targets[place] for place in left]
-            users = Group(ids[USER], [event[2] for event in events])
-            items = Group(ids[ITEM], [event[3] for event in events])
+            users, items = (Group(ids[family], [rows[family][place] for place in left]) for family in (USER, ITEM))
         if config.clip is not None:
             low, high = config.clip
             predictions = [min(max(p, low), high) for p in predictions]
@@ -224,7 +229,7 @@ class Learner:
         times = np.array([event[0] for event in events], dtype=np.int64)
         self.rows[USER].count(users, times, self.seq + 1)
         self.rows[ITEM].count(items, times, self.seq + 1)
-        self.rows[USER].remember(users, items, config.seen)
+        self._remember(users, items, [event[3] for event in events] if piece else None)
         self.rows[ITEM].favour(items, times / config.half_life)
         self.seq += len(events)
         self.learned += len(events)
@@ -234,6 +239,29 @@ class Learner:
             for family, group in ((USER, users), (ITEM, items))
         }
         return Learned(touched, letters)
+
+    def _remember(self, users: Group, items: Group, item_ids: list[str] | None) -> None:
+        """What users have seen; ``item_ids`` are the events' own where they may be learned on shared rows."""
+        rows, names = self.rows[USER], self.model.ids[ITEM].names
+        if item_ids is None:
+            rows.remember(users, items.slots, [names[number] for number in items.numbers], self.config.seen)
+            return
+        met = Group(self.model.ids[ITEM], item_ids)
+        rows.remember(users, met.slots, list(map(sys.intern, met.distinct)), self.config.seen)
+        for row_id, number in zip(users.distinct, users.numbers, strict=True):
+            if tail_number(row_id) is not None:
+                rows.seen[number] = ()  # nobody has seen what all have
+
+    def known(self, family: str) -> int:
+        """How many ids have a row of their own."""
+        return len(self.rows[family]) if self.bounds is None else self.bounds.own(family)
+
+    def counters(self) -> Iterator[tuple[str, bytes]]:
+        """What changed in the tail's counters since this was last asked, by the names of the parts in the state."""
+        if self.bounds is not None:
+            for family, tail in self.bounds.tails.items():
+                for block, counters in tail.changed():
+                    yield f"{_COUNTERS}{family}:{block}", counters
 
     def everything(self) -> Learned:
         """All rows, as if they had just been learned: to write them again into a Redis that lost them."""
@@ -279,6 +307,7 @@ class Learner:
         }
         if self.bounds is not None:
             header["growth"] = self.config.growth.stored()
+            header["counted"] = {family: tail.added for family, tail in self.bounds.tails.items()}
         if any(self.dropped.values()):
             header["dropped"] = self.dropped
         return orjson.dumps(header)
@@ -301,7 +330,7 @@ class Learner:
         Parameters
         ----------
         rows
-            ``(family, id, bytes)`` of each row.
+            ``(family, id, bytes)`` of each row, and of each part of :meth:`counters`.
         batches
             The stored batches, by number.
 
@@ -321,8 +350,14 @@ class Learner:
         self.ended, self.updated_at = stored["ended"], stored["updated_at"]
         self.released, self.batch_number = stored["released"], stored["batch_number"]
         self.dropped |= stored.get("dropped", {})
-        self.rebounded = stored.get("growth", GrowthConfig().stored()) != self.config.growth.stored()
+        self.rebounded = stored.get("growth", {}) != self.config.growth.stored()
+        tails = self.bounds.tails if self.bounds else {}
+        for family, tail in tails.items():
+            tail.added = stored.get("counted", {}).get(family, 0)
         for family, row_id, blob in rows:
+            if family.startswith(_COUNTERS):
+                tails[family.removeprefix(_COUNTERS)].restore(int(row_id), blob)
+                continue
             self.model.decode_row(family, row_id, self.rows[family].restore(row_id, blob))
         for number, blob in sorted(batches):
             batch = Batch.decode(blob)
@@ -346,8 +381,8 @@ class Learner:
             "carried": self.carried,
             "pending": len(self.waiting),
             "ended": self.ended,
-            "users": len(self.rows[USER]),
-            "items": len(self.rows[ITEM]),
+            "users": self.known(USER),
+            "items": self.known(ITEM),
             "dropped": self.dropped,
             "latest": self.latest,
             "metrics": values(self.scores.means),

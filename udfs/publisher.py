@@ -21,6 +21,7 @@ from serving.schema import Field, Keys, encode_tile, encode_vector, script, shar
 from udfs.learner import Learner
 from udfs.models import ITEM, USER
 from udfs.rows import EncodedRows
+from udfs.tail import tail_number
 from udfs.tilefeed import RECORD, UNIT, total, unescape
 
 # Entities a script call: Redis serves nobody else during one, about 1 ms.
@@ -231,6 +232,7 @@ def learned_entities(
     """
     entities: list[Entity] = []
     model, width = learner.model, 4 * learner.model.n_factors
+    items: dict[str, int] = {}
     for family, key_of, of_shard in ((USER, keys.user, 1), (ITEM, keys.item, shards)):
         rows = encoded[family]
         version_name, count_name, updated_name, bias_name, vector_name, popularity_name = (
@@ -254,9 +256,11 @@ def learned_entities(
                 entity += (Field.SHARD, shard, Field.SEEN, rows.seen[at])
             else:
                 entity += (popularity_name, repr(popularity))
-            entities.append((key_of(row_id), entity))
+            shared = tail_number(row_id)
+            entities.append((key_of(row_id) if shared is None else keys.tail(shard, family, shared), entity))
+            if family == ITEM and shared is None:
+                items[row_id] = seq
     entities.append((keys.model(shard), _header(learner, shards, epoch)))
-    items = dict(zip(encoded[ITEM].row_ids, encoded[ITEM].heads["seq"].tolist(), strict=True))
     return entities, {keys.items(shard): items} if items else {}
 
 
@@ -293,6 +297,7 @@ def _header(learner: Learner, shards: int, epoch: int) -> list[bytes | str | int
         "users": summary["users"],
         "items": summary["items"],
         "items_dropped": learner.dropped[ITEM],
+        "tail_rows": learner.config.growth.tail_rows if learner.config.growth.has_tail else 0,
         "metrics": orjson.dumps(summary["metrics"]),
         "summary": orjson.dumps(summary),
     }.items():

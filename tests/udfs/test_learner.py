@@ -18,6 +18,7 @@ from udfs.batch import Batch
 from udfs.learner import Learned, Learner, LearnerConfig, build
 from udfs.metrics import NAMES, Prequential, pooled, since, values
 from udfs.rivermodels import KINDS
+from udfs.tail import from_state_name
 
 T0 = 1_700_000_000_000
 CONFIG = LearnerConfig(run_id="run", group=7, seen=3)
@@ -69,6 +70,7 @@ class Host:
             for family, row_ids in learned.dropped.items():
                 for row_id in row_ids:
                     self.rows.pop((family, row_id), None)
+        self.rows |= {from_state_name(name): counters for name, counters in self.learner.counters()}
         for finished in self.learner.finished_batches():
             self.waiting.pop(finished, None)
         self.header = self.learner.header()
