@@ -337,7 +337,8 @@ class Learner:
         Raises
         ------
         ValueError
-            If the state was written by another model, by other factors, or by a newer layout.
+            If the state was written by another model, by other factors, with a tail that this learner has not, or by
+            a newer layout.
         """
         stored = orjson.loads(header)
         if stored["layout"] != LAYOUT:
@@ -356,6 +357,8 @@ class Learner:
             tail.added = stored.get("counted", {}).get(family, 0)
         for family, row_id, blob in rows:
             if family.startswith(_COUNTERS):
+                if not tails:
+                    raise ValueError("the state was learned with growth.min_events above 1, this job has 1")
                 tails[family.removeprefix(_COUNTERS)].restore(int(row_id), blob)
                 continue
             self.model.decode_row(family, row_id, self.rows[family].restore(row_id, blob))

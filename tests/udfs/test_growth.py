@@ -17,7 +17,7 @@ from tests.udfs.cases import made, rows_of
 from tests.udfs.test_learner import T0, Event, Host, batch
 from udfs.batch import Batch
 from udfs.growth import GrowthConfig
-from udfs.learner import Learned, LearnerConfig
+from udfs.learner import Learned, Learner, LearnerConfig
 from udfs.tail import Tail, from_state_name, state_name, tail_id, tail_number
 
 growths = st.builds(
@@ -306,6 +306,14 @@ def test_counters_are_never_too_low_and_can_be_taken_up(ids: list[int], cut: int
         counts[number] += 1
         stored |= dict(tail.changed())
         assert all(tail.is_due(f"i{of}") for of, count in counts.items() if count >= 2)
+
+
+def test_a_state_with_a_tail_needs_one() -> None:
+    host = Host(config=config(GrowthConfig(min_events=2)))
+    host.put(batch([[T0, "", "ann", "tea", "rating", 3.0, 0, 1]]))
+    host._make = lambda: Learner(config(GrowthConfig()), made("biased_mf", "SGD"))
+    with pytest.raises(ValueError, match=r"growth\.min_events above 1, this job has 1"):
+        host.crash()
 
 
 def test_few_ids_are_taken_for_others() -> None:
