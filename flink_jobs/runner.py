@@ -284,7 +284,8 @@ def _purge(connection: Any, keys: Keys) -> None:
 def _fixed(resolved: Resolved) -> dict[str, Any]:
     """What learned state depends on: it can't be read, or would not be the same, under other values."""
     settings = resolved.settings
-    tiles = settings.tiles
+    tiles, growth = settings.tiles, settings.growth
+    tail = [growth.min_events, growth.tail_rows, growth.tail_counters]
     return {
         "prefix": settings.prefix,
         "redis": "embedded" if settings.redis == "embedded" else without_password(settings.redis),
@@ -293,6 +294,7 @@ def _fixed(resolved: Resolved) -> dict[str, Any]:
         "tiles": [tiles.enabled, tiles.spans, tiles.event_types, tiles.session_gap] if tiles.enabled else [False],
         "serving.half_life": settings.serving.half_life,
         "metrics": sorted(settings.metrics),
+        "growth.min_events": tail if growth.min_events > 1 else [1],
     }
 
 
@@ -410,6 +412,9 @@ def _job(
                 max_users=growth.max_users,
                 max_items=growth.max_items,
                 expire_after=span_ms(growth.expire_after) if growth.expire_after else None,
+                min_events=growth.min_events,
+                tail_rows=growth.tail_rows,
+                tail_counters=growth.tail_counters,
             ),
             repeatable=source.merged or resolved.time == "event",
             position_names=source.position_names,

@@ -19,6 +19,7 @@ from serving.schema import span_ms
 from udfs import building, metrics
 from udfs.events import FIELDS
 from udfs.models import ModelError
+from udfs.tail import BLOCK, MOST
 
 ENVIRONMENT: Final = "FRESHET_"
 
@@ -146,6 +147,9 @@ class GrowthSettings(_Section):
     max_users: int | None = Field(None, ge=1, description="most users that a shard knows")
     max_items: int | None = Field(None, ge=1, description="most items that a shard knows")
     expire_after: Span | None = Field(None, description="event time after which a row goes that no event has met")
+    min_events: int = Field(1, ge=1, le=MOST + 1, description="with which of its events an id gets a row of its own")
+    tail_rows: int = Field(1_024, ge=1, le=1_000_000, description="rows that ids without one share, in a family")
+    tail_counters: int = Field(1_048_576, ge=BLOCK, le=1 << 30, description="bytes in which their events are counted")
 
 
 class RedisSettings(_Section):

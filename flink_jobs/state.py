@@ -17,6 +17,8 @@ from flink_jobs.settings import SettingsError
 from udfs.requests import Journal
 
 LAYOUT: Final = 1
+# What was fixed later than the first manifests were written, and how it was until then.
+_ADDED: Final[dict[str, Any]] = {"growth.min_events": [1]}
 
 
 class StateError(RuntimeError):
@@ -170,8 +172,8 @@ def may_go_on(manifest: Manifest, fixed: dict[str, Any], source: str) -> Manifes
     SettingsError
         If the state was learned with other settings, or its input has not ended and this is another.
     """
-    for name, before in manifest.fixed.items():
-        now = fixed.get(name)
+    for name, before in (_ADDED | manifest.fixed).items():
+        now = fixed.get(name, _ADDED.get(name))
         if now != before:
             raise SettingsError(
                 f"{name}: the state was learned with {before!r}, this run has {now!r}: "

@@ -16,7 +16,7 @@ import orjson
 import redis
 
 from serving.connection import connect, without_password
-from serving.schema import Field, Keys, Tile, decode_tiles, decode_vector, sharded, window
+from serving.schema import Field, Keys, Tile, decode_tiles, decode_vector, shard_of, sharded, tail_of, window
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -111,13 +111,14 @@ class Recommendations:
 
 @dataclass(frozen=True)
 class ModelHeader:
-    """A shard's header."""
+    """A shard's header. ``tail_rows``: the rows that ids share which have none of their own; 0 where all have."""
 
     model: str
     global_mean: float
     n_factors: int
     shards: int
     summary: Mapping[str, Any]
+    tail_rows: int = 0
 
 
 def _reaching(method: Callable[P, T]) -> Callable[P, T]:
@@ -193,6 +194,7 @@ class Client:
             n_factors=int(fields[b"n_factors"]),
             shards=int(fields[b"shards"]),
             summary=orjson.loads(fields[b"summary"]),
+            tail_rows=int(fields.get(b"tail_rows", 0)),
         )
 
     @_reaching
@@ -215,25 +217,40 @@ class Client:
     def score(self, user_id: str, item_ids: Sequence[str]) -> dict[str, float | None]:
         """The model's prediction for a user and each item: global mean, biases, and the product of the vectors.
 
-        None for items that the user's shard does not know, and for all where the user is unknown. Computed
-        from FLOAT32 vectors.
+        None for items that the user's shard does not know, and for all where the user is unknown; but where ids must
+        come more than once for a row (``growth.min_events``), those that have none are scored by the row that they
+        share. Computed from FLOAT32 vectors.
         """
         user = self.user(user_id)
-        header = self.header(user.shard) if user and user.shard is not None else None
-        if user is None or user.learned is None or user.shard is None or header is None:
+        learned, shard = (user.learned, user.shard) if user else (None, None)
+        if shard is None:
+            first = self.header()
+            shard = shard_of(user_id, first.shards) if first is not None and first.tail_rows else 0
+        header = self.header(shard)
+        if header is None:
             return dict.fromkeys(item_ids)
-        scores: dict[str, float | None] = {}
-        for item_id, item in self.items(item_ids).items():
-            learned = item.learned.get(user.shard) if item else None
-            scores[item_id] = (
-                None
-                if learned is None
-                else header.global_mean
-                + user.learned.bias
-                + learned.bias
-                + float(user.learned.vector.astype("f8") @ learned.vector.astype("f8"))
-            )
-        return scores
+        if learned is None and header.tail_rows:
+            learned = self._shared(header, shard, "user", [user_id])[user_id]
+        if learned is None:
+            return dict.fromkeys(item_ids)
+        of_items = {i: item.learned.get(shard) if item else None for i, item in self.items(item_ids).items()}
+        if header.tail_rows:
+            of_items |= self._shared(header, shard, "item", [i for i, known in of_items.items() if known is None])
+        return {
+            item_id: None
+            if of_item is None
+            else header.global_mean
+            + learned.bias
+            + of_item.bias
+            + float(learned.vector.astype("f8") @ of_item.vector.astype("f8"))
+            for item_id, of_item in of_items.items()
+        }
+
+    def _shared(self, header: ModelHeader, shard: int, family: str, ids: Sequence[str]) -> dict[str, Learned | None]:
+        """What is known of the rows that ids share which have none of their own."""
+        hashes = self._hashes([self.keys.tail(shard, family, tail_of(i, header.tail_rows)) for i in ids])
+        suffix = "" if family == "user" else sharded("", shard, header.shards)
+        return {i: _learned(fields, suffix) for i, fields in zip(ids, hashes, strict=True)}
 
     @_reaching
     def recommend(self, user_id: str, k: int = 10, *, exclude_seen: bool = True) -> Recommendations:

@@ -7,6 +7,7 @@ same to readers in other languages.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -61,6 +62,10 @@ class Keys:
         """Sorted set of the item ids that a shard knows; the score is the ``seq`` of the last change."""
         return f"{self.prefix}:items:{shard}"
 
+    def tail(self, shard: int, family: str, number: int) -> str:
+        """Hash of a row that ids share which have none of their own; ``family`` is ``user`` or ``item``."""
+        return f"{self.prefix}:tail:{shard}:{family}:{number}"
+
     def model(self, shard: int) -> str:
         """Hash with a shard's header: model, global mean, counts, metrics, version."""
         return f"{self.prefix}:model:{shard}"
@@ -94,6 +99,26 @@ def sharded(field: str, shard: int, shards: int) -> str:
     ('vector:2', 'vector')
     """
     return f"{field}:{shard}" if shards > 1 else field
+
+
+def shard_of(user_id: str, shards: int) -> int:
+    """The shard of a user: CRC-32 of the id's UTF-8 bytes, modulo the number of shards. Fixed for ever.
+
+    >>> shard_of("42", 4)
+    0
+    """
+    return zlib.crc32(user_id.encode()) % shards
+
+
+def tail_of(row_id: str, tail_rows: int) -> int:
+    """The number of the shared row of a user or an item that has no row of its own. Fixed for ever.
+
+    CRC-32 of the id's UTF-8 bytes and a zero byte: so the users of one shard are spread over all rows.
+
+    >>> tail_of("42", 1_024)
+    47
+    """
+    return zlib.crc32(row_id.encode() + b"\0") % tail_rows
 
 
 def version(epoch: int, attempt: int, seq: int) -> bytes:

@@ -27,6 +27,7 @@ from udfs.outbox import Outbox
 from udfs.publisher import Author, Publisher, tile_entities
 from udfs.reading import Feed
 from udfs.requests import Inbox, Journal
+from udfs.tail import from_state_name, state_name
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
 
@@ -211,10 +212,10 @@ class LearnFunction(KeyedProcessFunction):
             encoded = learner.encode(learned)
             for family, rows in encoded.items():
                 for row_id, blob in zip(rows.row_ids, rows.blobs, strict=True):
-                    self._rows.put(f"{family}:{row_id}", blob)
+                    self._rows.put(state_name(family, row_id), blob)
             for family, row_ids in learned.dropped.items():
                 for row_id in row_ids:
-                    self._rows.remove(f"{family}:{row_id}")
+                    self._rows.remove(state_name(family, row_id))
             for user_id, tombstone in learned.deleted.items():
                 self._tombstones.put(user_id, tombstone.encode())
             self._publisher.delete(learned.deleted)
@@ -228,13 +229,15 @@ class LearnFunction(KeyedProcessFunction):
             waiting = learner.waiting_of(changed)
             if waiting is not None:
                 self._waiting.put(changed, waiting)
+        for name, counters in learner.counters():
+            self._rows.put(name, counters)
         self._header.update(learner.header())
         self._publisher.alive(self._shard_of[key])
 
     def _restored(self, key: str) -> Learner:
         learner = self._learners[key] = Learner(self._config, self._make_model())
         header = self._header.value()
-        rows = ((*name.split(":", 1), blob) for name, blob in self._rows.items())
+        rows = ((*from_state_name(name), blob) for name, blob in self._rows.items())
         learner.restore(header, rows, self._waiting.items(), self._tombstones.items())
         author = Author(self._publisher.keys, self._shard_of[key], len(self._shard_of), self._epoch)
         self._outboxes[key] = Outbox(self._publisher, learner, author)

@@ -1,10 +1,13 @@
-"""How far a shard may grow: caps on its rows, and rows that expire. Off unless set.
+"""How far a shard may grow: caps on its rows, rows that expire, and ids that must come often for one. Off unless set.
 
-What is dropped follows from the learned order of events alone. Before each event, in this order:
+What has a row follows from the learned order of events alone. Before each event, in this order:
 
-1. if the newest time that was learned enters another eighth of ``expire_after`` with it, the rows go whose newest event
+1. if as many events were counted as the counters are to remember, they are halved;
+2. if the newest time that was learned enters another eighth of ``expire_after`` with it, the rows go whose newest event
    lies more than ``expire_after`` before the beginning of that eighth;
-2. if it brings an id for which there is no room, an eighth of the cap goes: the rows that were learned longest ago.
+3. if its user, and then its item, is to have a row for which there is no room, an eighth of the cap goes: the rows that
+   were learned longest ago;
+4. if an id has no row, and has not come often enough for one, it is counted, and learned on a row of the tail.
 
 So no cut of the log into batches, no clock and no restart decides what stays. Events that diverge count as the others
 do: they are met in the same order by whoever learns the log.
@@ -13,12 +16,12 @@ do: they are met in the same order by whoever learns the log.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from udfs.ids import Ids
 from udfs.models import ITEM, USER
 from udfs.rows import Rows
+from udfs.tail import Tail, tail_id
 
 # What goes at once: looking for the oldest rows costs a pass over all, so it must not be done for each new id.
 _PART: Final = 8
@@ -35,30 +38,67 @@ class GrowthConfig:
         Most rows at any time.
     expire_after
         Milliseconds of event time after which rows go that no event has met.
+    min_events
+        With which of its events an id gets a row of its own.
+    tail_rows
+        How many rows the ids of a family share that have none.
+    tail_counters
+        Bytes, for each family, in which their events are counted.
     """
 
     max_users: int | None = None
     max_items: int | None = None
     expire_after: int | None = None
+    min_events: int = 1
+    tail_rows: int = 1_024
+    tail_counters: int = 1_048_576
+
+    @property
+    def has_tail(self) -> bool:
+        return self.min_events > 1
 
     @property
     def is_bounded(self) -> bool:
-        return self != GrowthConfig()
+        return self.has_tail or any(bound is not None for bound in (self.max_users, self.max_items, self.expire_after))
 
     def stored(self) -> dict[str, Any]:
         """As it is kept in a header, to tell whether it has changed."""
-        return asdict(self)
+        return asdict(self) if self.is_bounded else {}
+
+
+@dataclass
+class Piece:
+    """Events of a group that are learned at once.
+
+    Attributes
+    ----------
+    end
+        Where it ends in the group.
+    rows
+        By family, the id of the row on which each event is learned.
+    heirs
+        By family, ids that get a row of their own, and of which row it begins with the weights.
+    """
+
+    end: int
+    rows: dict[str, list[str]] = field(default_factory=lambda: {USER: [], ITEM: []})
+    heirs: dict[str, dict[str, str]] = field(default_factory=lambda: {USER: {}, ITEM: {}})
 
 
 class Bounds:
     """Says what must go before an event, and up to which event nothing else must.
+
+    Attributes
+    ----------
+    tails
+        By family; empty where each id has a row at once.
 
     Examples
     --------
     >>> from udfs.ids import Ids
     >>> bounds = Bounds(GrowthConfig(max_users=2), {"user": Rows("user", Ids()), "item": Rows("item", Ids())})
     >>> events = [[at, "", user, "tea"] for at, user in enumerate(["ann", "bob", "ann", "eve"])]
-    >>> bounds.piece(events, 0, clock=0)
+    >>> bounds.piece(events, 0, clock=0).end
     3
     """
 
@@ -68,24 +108,33 @@ class Bounds:
         self._expire_after = config.expire_after
         self._step = max(1, (config.expire_after or 0) // _PART)
         self._rows = rows
+        tail = (config.min_events, config.tail_rows, config.tail_counters)
+        self.tails = {family: Tail(*tail) for family in rows} if config.has_tail else {}
+
+    def own(self, family: str) -> int:
+        """How many rows belong to one id."""
+        return len(self._rows[family]) - len(self._shared(family))
 
     def excess(self, event: Sequence[Any], clock: int) -> Iterator[tuple[str, list[str]]]:
         """The ids that go before an event, by family; each must be dropped before the next is asked for.
 
         ``clock`` is the newest time that was learned before it.
         """
+        for tail in self.tails.values():
+            if tail.is_full:
+                tail.age()
         if self._expire_after is not None and event[0] // self._step > clock // self._step:
             horizon = event[0] // self._step * self._step - self._expire_after
             for family, rows in self._rows.items():
-                yield family, rows.older_than(horizon)
+                yield family, rows.older_than(horizon, self._shared(family))
         for family, cap in self._caps.items():
             rows, row_id = self._rows[family], event[_COLUMN[family]]
             # More than once only where the cap was lowered, and the event's own row went with the others.
-            while (over := len(rows) + (row_id not in rows.ids) - cap) > 0:
-                yield family, rows.oldest(min(len(rows), max(over, cap // _PART)))
+            while (over := self.own(family) + self._is_to_have(family, row_id) - cap) > 0:
+                yield family, rows.oldest(min(self.own(family), max(over, cap // _PART)), self._shared(family))
 
-    def piece(self, events: Sequence[Sequence[Any]], start: int, clock: int) -> int:
-        """Where the piece of a group ends that begins at ``start``: before the first event that may ask for room.
+    def piece(self, events: Sequence[Sequence[Any]], start: int, clock: int) -> Piece:
+        """The piece of a group that begins at ``start``: up to the first event that may ask for room, and counted.
 
         ``clock`` is the newest time that was learned before it.
         """
@@ -93,20 +142,66 @@ class Bounds:
         if self._expire_after is not None:
             limit = (max(clock, events[start][0]) // self._step + 1) * self._step
             end = next((at for at in range(start, end) if events[at][0] >= limit), end)
+        if self.tails:
+            return self._routed(events, start, end)
         for family, cap in self._caps.items():
-            ids = self._rows[family].ids
-            room = cap - len(ids)
+            room = cap - len(self._rows[family])
             if room < end - start:
-                end = _first_without_room(events, start, end, _COLUMN[family], ids, room)
+                end = self._without_room(events, start, end, family, room)
+        part = events[start:end]
+        return Piece(end, {family: [event[at] for event in part] for family, at in _COLUMN.items()})
+
+    def _without_room(self, events: Sequence[Sequence[Any]], start: int, end: int, family: str, room: int) -> int:
+        """The first event that brings one id too many."""
+        column, ids = _COLUMN[family], self._rows[family].ids
+        new: set[str] = set()
+        for at in range(start, end):
+            row_id = events[at][column]
+            if row_id not in ids and row_id not in new:
+                if len(new) == room:
+                    return at
+                new.add(row_id)
         return end
 
+    def _routed(self, events: Sequence[Sequence[Any]], start: int, end: int) -> Piece:
+        """Counts the events of ids without a row; what gets one is decided event by event."""
+        piece = Piece(end)
+        rooms = {
+            family: self._caps[family] - self.own(family) if family in self._caps else end - start for family in _COLUMN
+        }
+        of_families = [
+            (column, self._rows[family].ids, self.tails[family], piece.rows[family], piece.heirs[family], rooms[family])
+            for family, column in _COLUMN.items()
+        ]
+        for at in range(start, end):
+            event, due = events[at], []
+            if at > start and any(tail.is_full for tail in self.tails.values()):
+                piece.end = at
+                return piece
+            for column, ids, tail, _, heirs, room in of_families:
+                row_id = event[column]
+                has_row = row_id in ids or row_id in heirs
+                due.append(None if has_row else tail.is_due(row_id))
+                if due[-1] and len(heirs) == room:
+                    piece.end = at
+                    return piece
+            for (column, _, tail, rows, heirs, _), is_due in zip(of_families, due, strict=True):
+                row_id = event[column]
+                if is_due:
+                    heirs[row_id] = tail.row_of(row_id)
+                elif is_due is not None:
+                    tail.count(row_id)
+                    row_id = tail.row_of(row_id)
+                rows.append(row_id)
+        return piece
 
-def _first_without_room(events: Sequence[Sequence[Any]], start: int, end: int, column: int, ids: Ids, room: int) -> int:
-    new: set[str] = set()
-    for at in range(start, end):
-        row_id = events[at][column]
-        if row_id not in ids and row_id not in new:
-            if len(new) == room:
-                return at
-            new.add(row_id)
-    return end
+    def _is_to_have(self, family: str, row_id: str) -> bool:
+        """Whether an event gives its id a row that it has not."""
+        return row_id not in self._rows[family].ids and (not self.tails or self.tails[family].is_due(row_id))
+
+    def _shared(self, family: str) -> list[int]:
+        """The numbers of the rows of the tail."""
+        if not self.tails:
+            return []
+        numbers = self._rows[family].ids.find(map(tail_id, range(self.tails[family].rows)))
+        return [number for number in numbers if number >= 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
+from itertools import chain, repeat
 
 
 class Ids(Mapping[str, int]):
@@ -89,6 +89,13 @@ class Group:
         Of each event, where its id is in ``distinct``.
     numbers
         Of each id in ``distinct``, its number; -1 while it is not known.
+    heirs
+        By slots: an id that is not known, and whose weights it begins with, where they are known by then.
+
+    Parameters
+    ----------
+    heirs
+        The same by ids. Those whose weights they are need have no event, and come last in ``distinct``.
 
     Examples
     --------
@@ -101,12 +108,13 @@ class Group:
     ([0, -1, 1], ['tea', 'gin'])
     """
 
-    def __init__(self, ids: Ids, row_ids: Sequence[str]) -> None:
+    def __init__(self, ids: Ids, row_ids: Sequence[str], heirs: Mapping[str, str] | None = None) -> None:
         self.ids = ids
         self.row_ids = row_ids
-        self.distinct = list(dict.fromkeys(row_ids))
+        self.distinct = list(dict.fromkeys(chain(row_ids, heirs.values()) if heirs else row_ids))
         places = dict(zip(self.distinct, range(len(self.distinct)), strict=True))
         self.slots = [places[row_id] for row_id in row_ids]
+        self.heirs = {places[heir]: places[of] for heir, of in heirs.items()} if heirs else {}
         self.numbers = ids.find(self.distinct)
 
     def admit(self, diverged: Container[int]) -> None:

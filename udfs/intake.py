@@ -7,13 +7,13 @@ is plain Python; the PyFlink shell around it stores :attr:`Intake.header` and th
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
+from serving.schema import shard_of
 from udfs.batch import Batch, Deletion
 from udfs.chunk import Chunk
 from udfs.deadletters import dead_letter
@@ -24,15 +24,6 @@ from udfs.tilefeed import PIECE, Fed, TileConfig, TileFeed, TileFeeder, owner
 
 LAYOUT: Final = 1
 _PART: Final = "the intake's"
-
-
-def shard_of(user_id: str, shards: int) -> int:
-    """The shard of a user: CRC-32 of the id's UTF-8 bytes, modulo the number of shards. Fixed for ever.
-
-    >>> shard_of("42", 4)
-    0
-    """
-    return zlib.crc32(user_id.encode()) % shards
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ whatever the order of their arrival; it says which rows it touched; and it turns
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,17 +28,19 @@ import orjson
 from udfs.batch import Batch, Deletion
 from udfs.building import build
 from udfs.deadletters import dead_letter
-from udfs.growth import Bounds, GrowthConfig
+from udfs.growth import Bounds, GrowthConfig, Piece
 from udfs.ids import Group
 from udfs.metrics import Prequential, since, values
 from udfs.models import ITEM, USER, RowModel
 from udfs.rows import EncodedRows, Rows
 from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
+from udfs.tail import tail_number
 from udfs.tombstones import Tombstone
 
 LAYOUT: Final = 1
 _AT_ONCE: Final = 10_000  # rows that are restored together
 _PART: Final = "the learner's"
+_COUNTERS: Final = "counters."  # before the family, in names of the state
 
 __all__ = ["Learned", "Learner", "LearnerConfig", "build"]
 
@@ -221,9 +224,9 @@ class Learner:
             for family, row_ids in bounds.excess(events[start], self.updated_at):
                 self.drop(family, row_ids)
                 learned.drop(family, row_ids)
-            end = bounds.piece(events, start, self.updated_at)
-            learned.add(self._learn(events[start:end]))
-            start = end
+            piece = bounds.piece(events, start, self.updated_at)
+            learned.add(self._learn(events[start : piece.end], piece if bounds.tails else None))
+            start = piece.end
         return learned
 
     def _delete(self, deletions: Sequence[Deletion]) -> Learned:
@@ -267,12 +270,15 @@ class Learner:
         for a Redis that is put back to what it was before they were set."""
         return {user_id: t for user_id, t in self.tombstones.items() if t.part < self.config.part}
 
-    def _learn(self, events: list[list[Any]]) -> Learned:
+    def _learn(self, events: list[list[Any]], piece: Piece | None = None) -> Learned:
+        """Learns events: on their own rows, or as ``piece`` says."""
         config, ids = self.config, self.model.ids
         weights, default = config.weights, config.default_weight
         targets = [event[5] if event[4] == "rating" else weights.get(event[4], default) for event in events]
-        users = Group(ids[USER], [event[2] for event in events])
-        items = Group(ids[ITEM], [event[3] for event in events])
+        rows = piece.rows if piece else {USER: [event[2] for event in events], ITEM: [event[3] for event in events]}
+        heirs = piece.heirs if piece else {}
+        users = Group(ids[USER], rows[USER], heirs.get(USER))
+        items = Group(ids[ITEM], rows[ITEM], heirs.get(ITEM))
         with np.errstate(all="ignore"):  # what overflows is found and rolled back
             predictions, diverged = self.model.learn(users, items, targets)
         self.updated_at = max(self.updated_at, max(event[0] for event in events))
@@ -282,11 +288,10 @@ class Learner:
             for event in events:
                 source = self.batches[event[8]][1][event[6]]
                 self.positions[source] = max(event[7], self.positions.get(source, -1))
-        if diverged:
+        if diverged or piece:
             left = [place for place in range(len(events)) if place not in diverged]
             events, targets = [events[place] for place in left], [targets[place] for place in left]
-            users = Group(ids[USER], [event[2] for event in events])
-            items = Group(ids[ITEM], [event[3] for event in events])
+            users, items = (Group(ids[family], [rows[family][place] for place in left]) for family in (USER, ITEM))
         if config.clip is not None:
             low, high = config.clip
             predictions = [min(max(p, low), high) for p in predictions]
@@ -294,7 +299,7 @@ class Learner:
         times = np.array([event[0] for event in events], dtype=np.int64)
         self.rows[USER].count(users, times, self.seq + 1)
         self.rows[ITEM].count(items, times, self.seq + 1)
-        self.rows[USER].remember(users, items, config.seen)
+        self._remember(users, items, [event[3] for event in events] if piece else None)
         self.rows[ITEM].favour(items, times / config.half_life)
         self.seq += len(events)
         self.learned += len(events)
@@ -310,6 +315,30 @@ class Learner:
         """How far it is, for one that replays: by source the newest position, or, where the order is the same, under no
         name the number of events."""
         return {"": self.learned + self.diverged} if self.config.repeatable else self.positions
+
+    def _remember(self, users: Group, items: Group, item_ids: list[str] | None) -> None:
+        """What users have seen; ``item_ids`` are the events' own where they may be learned on shared rows."""
+        rows, names = self.rows[USER], self.model.ids[ITEM].names
+        if item_ids is None:
+            rows.remember(users, items.slots, [names[number] for number in items.numbers], self.config.seen)
+            return
+        met = Group(self.model.ids[ITEM], item_ids)
+        rows.remember(users, met.slots, list(map(sys.intern, met.distinct)), self.config.seen)
+        for row_id, number in zip(users.distinct, users.numbers, strict=True):
+            if tail_number(row_id) is not None:
+                rows.seen[number] = ()  # nobody has seen what all have
+
+    def known(self, family: str) -> int:
+        """How many ids have a row of their own."""
+        return len(self.rows[family]) if self.bounds is None else self.bounds.own(family)
+
+    def counters(self) -> Iterator[tuple[str, bytes]]:
+        """What changed in the tail's counters since this was last asked, by the names of the parts in the state."""
+        if self.bounds is not None:
+            for family, tail in self.bounds.tails.items():
+                for block, counters in tail.changed():
+                    name = f"{_COUNTERS}{family}:{block}"
+                    yield name, seal(name, counters)
 
     def everything(self) -> Learned:
         """All rows, as if they had just been learned: to write them again into a Redis that lost them."""
@@ -359,6 +388,7 @@ class Learner:
         }
         if self.bounds is not None:
             header["growth"] = self.config.growth.stored()
+            header["counted"] = {family: tail.added for family, tail in self.bounds.tails.items()}
         if any(self.dropped.values()):
             header["dropped"] = self.dropped
         if self.positions:
@@ -386,7 +416,7 @@ class Learner:
         header
             None where there is none: then nothing else may be there.
         rows
-            ``(family, id, bytes)`` of each row.
+            ``(family, id, bytes)`` of each row, and of each part of :meth:`counters`.
         batches
             The stored batches, by number.
         tombstones
@@ -395,8 +425,8 @@ class Learner:
         Raises
         ------
         ValueError
-            If the state was written by another model, by other factors, or by a newer layout; if anything in it is
-            damaged or missing.
+            If the state was written by another model, by other factors, with a tail that this learner has not, or by
+            a newer layout; if anything in it is damaged or missing.
         """
         if header is None:
             if [*islice(rows, 1), *islice(batches, 1)]:
@@ -413,9 +443,12 @@ class Learner:
         self.released, self.batch_number = stored["released"], stored["batch_number"]
         self.dropped |= stored.get("dropped", {})
         self.positions = stored.get("positions", {})
-        self.rebounded = stored.get("growth", GrowthConfig().stored()) != self.config.growth.stored()
+        self.rebounded = stored.get("growth", {}) != self.config.growth.stored()
         self.deleted, self.requests = counts.get("deleted", 0), stored.get("requests", 0)
         self.tombstones = {user_id: Tombstone.decode(blob) for user_id, blob in tombstones}
+        if self.bounds is not None:
+            for family, tail in self.bounds.tails.items():
+                tail.added = stored.get("counted", {}).get(family, 0)
         self._restore_rows(iter(rows))
         for number, blob in sorted(batches):
             batch = Batch.decode(unseal(_PART, _batch(number), blob))
@@ -441,12 +474,23 @@ class Learner:
     def _restore_rows(self, rows: Iterator[tuple[str, str, bytes]]) -> None:
         while some := list(islice(rows, _AT_ONCE)):
             for family in {family for family, _, _ in some}:
+                if family.startswith(_COUNTERS):
+                    self._restore_counters(family, [(row_id, blob) for of, row_id, blob in some if of == family])
+                    continue
                 if family not in self.rows:
                     raise Damaged(f"the state has rows of {family!r}, {self.model.name} has {[*self.rows]}; {REMEDY}")
                 row_ids = [row_id for of, row_id, _ in some if of == family]
                 parts = self.rows[family].restore(row_ids, [blob for of, _, blob in some if of == family])
                 for row_id, part in zip(row_ids, parts, strict=True):
                     self.model.decode_row(family, row_id, part)
+
+    def _restore_counters(self, family: str, blocks: Iterable[tuple[str, bytes]]) -> None:
+        tails = self.bounds.tails if self.bounds else {}
+        if not tails:
+            raise ValueError("the state was learned with growth.min_events above 1, this job has 1")
+        for block, blob in blocks:
+            counters = unseal(_PART, f"{family}:{block}", blob)
+            tails[family.removeprefix(_COUNTERS)].restore(int(block), counters)
 
     def summary(self) -> dict[str, Any]:
         """What readers of the header see, in plain values."""
@@ -457,8 +501,8 @@ class Learner:
             "carried": self.carried,
             "pending": len(self.waiting),
             "ended": self.ended,
-            "users": len(self.rows[USER]),
-            "items": len(self.rows[ITEM]),
+            "users": self.known(USER),
+            "items": self.known(ITEM),
             "dropped": self.dropped,
             "latest": self.latest,
             "metrics": values(self.scores.means),

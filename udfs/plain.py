@@ -51,6 +51,12 @@ class PlainBiasedMF(RiverRanker):
             user_vector, item_vector = user_vectors[u], item_vectors[i]
             new_user, new_item = user_vector is None, item_vector is None
             if new_user or new_item:
+                if new_user and u in users.heirs:
+                    user_biases[u], user_vector = user_biases[users.heirs[u]], user_vectors[users.heirs[u]]
+                    new_user = user_vector is None
+                if new_item and i in items.heirs:
+                    item_biases[i], item_vector = item_biases[items.heirs[i]], item_vectors[items.heirs[i]]
+                    new_item = item_vector is None
                 self._draws.count(new_user + new_item)
                 # River's order: it decides which of two new rows is drawn first.
                 if new_user:

@@ -25,6 +25,7 @@ from udfs.learner import Learner
 from udfs.models import ITEM, USER
 from udfs.requests import Request
 from udfs.rows import EncodedRows
+from udfs.tail import tail_number
 from udfs.tilefeed import RECORD, UNIT, total, unescape
 from udfs.tombstones import Arguments, Tombstone, deleting, hiding, lifting
 
@@ -349,6 +350,7 @@ def learned_entities(
     keys, shard, shards = author.keys, author.shard, author.shards
     entities: list[Entity] = []
     model, width = learner.model, 4 * learner.model.n_factors
+    items: dict[str, int] = {}
     for family, key_of, of_shard in ((USER, keys.user, 1), (ITEM, keys.item, shards)):
         rows = encoded[family]
         version_name, count_name, updated_name, bias_name, vector_name, popularity_name = (
@@ -372,8 +374,10 @@ def learned_entities(
                 entity += (Field.SHARD, shard, Field.SEEN, rows.seen[at])
             else:
                 entity += (popularity_name, repr(popularity))
-            entities.append((key_of(row_id), entity))
-    items = dict(zip(encoded[ITEM].row_ids, encoded[ITEM].heads["seq"].tolist(), strict=True))
+            shared = tail_number(row_id)
+            entities.append((key_of(row_id) if shared is None else keys.tail(shard, family, shared), entity))
+            if family == ITEM and shared is None:
+                items[row_id] = seq
     return entities, items
 
 
@@ -410,6 +414,7 @@ def header_entity(learner: Learner, author: Author) -> Entity:
         "users": summary["users"],
         "items": summary["items"],
         "items_dropped": learner.dropped[ITEM],
+        "tail_rows": learner.config.growth.tail_rows if learner.config.growth.has_tail else 0,
         "metrics": orjson.dumps(summary["metrics"]),
         "summary": orjson.dumps(summary),
     }.items():

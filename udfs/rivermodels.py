@@ -191,10 +191,13 @@ class RiverRanker(RowModel):
         predictions: list[float] = []
         diverged: dict[int, Diverged] = {}
         for place, (user_id, item_id, y) in enumerate(zip(users.row_ids, items.row_ids, ys, strict=True)):
+            inherited = [*self._inherit(USER, users, place), *self._inherit(ITEM, items, place)]
             try:
                 predictions.append(self._learn_one(user_id, item_id, y))
             except Diverged as verdict:
                 diverged[place] = verdict
+                for rows, row_id in inherited:
+                    del rows[row_id]
         users.admit(diverged)
         items.admit(diverged)
         return predictions, diverged
@@ -236,6 +239,18 @@ class RiverRanker(RowModel):
             if is_new:
                 self._forget(family, row_id)
         raise self._diverged(user_id, item_id)
+
+    def _inherit(self, family: str, group: Group, place: int) -> list[tuple[dict[str, Any], str]]:
+        """Gives the id of an event the weights that it begins with; returns where they are, if there were any."""
+        heir = group.heirs.get(group.slots[place]) if group.heirs else None
+        if heir is None:
+            return []
+        row_id, of = group.row_ids[place], group.distinct[heir]
+        if row_id in self._known[family] or of not in self._known[family]:
+            return []
+        for rows, is_vector in self._columns[family]:
+            rows[row_id] = rows[of].copy() if is_vector else rows[of]
+        return [(rows, row_id) for rows, _ in self._columns[family]]
 
     def _forget(self, family: str, row_id: str) -> None:
         """Takes back a row that was just drawn."""

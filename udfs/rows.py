@@ -123,18 +123,21 @@ class Rows(Mapping[str, Row]):
         if self.family == USER:
             self.seen += [()] * (places - len(self.seen))
 
-    def older_than(self, time: int) -> list[str]:
-        """The ids of the rows whose newest event was before a time."""
+    def older_than(self, time: int, spared: Sequence[int] = ()) -> list[str]:
+        """The ids of the rows whose newest event was before a time, but for those of the numbers ``spared``."""
         heads = self.heads[: len(self.ids.names)]
-        return [self.ids.names[at] for at in np.flatnonzero((heads["updated_at"] < time) & (heads["count"] > 0))]
+        old = (heads["updated_at"] < time) & (heads["count"] > 0)
+        old[list(spared)] = False
+        return [self.ids.names[at] for at in np.flatnonzero(old)]
 
-    def oldest(self, n: int) -> list[str]:
-        """The ids of the ``n`` rows that were learned longest ago; there must be as many.
+    def oldest(self, n: int, spared: Sequence[int] = ()) -> list[str]:
+        """The ids of the ``n`` rows that were learned longest ago, but for those of the numbers ``spared``.
 
-        No two rows were learned last by the same event, so it is clear which they are.
+        There must be as many. No two rows were learned last by the same event, so it is clear which they are.
         """
         heads = self.heads[: len(self.ids.names)]
         seqs = np.where(heads["count"] > 0, heads["seq"], np.iinfo(np.uint64).max)
+        seqs[list(spared)] = np.iinfo(np.uint64).max
         return [self.ids.names[at] for at in np.argpartition(seqs, n - 1)[:n]]
 
     def drop(self, row_ids: Iterable[str]) -> None:
@@ -159,12 +162,14 @@ class Rows(Mapping[str, Row]):
         np.maximum.at(self.heads["updated_at"], at, times)
         self.heads["seq"][at] = np.arange(seq, seq + len(at), dtype=np.uint64)  # of one row, the last stays
 
-    def remember(self, users: Group, items: Group, size: int) -> None:
-        """Takes the items of a group's events into what their users have seen, of which the last ``size`` stay."""
+    def remember(self, users: Group, items: Sequence[int], names: Sequence[str], size: int) -> None:
+        """Takes the items of a group's events into what their users have seen, of which the last ``size`` stay.
+
+        ``items`` has of each event where its item is in ``names``.
+        """
         slots = np.array(users.slots, dtype=np.intp)
         # What a user met lies together, in its order: one user after the other needs one dictionary at a time.
-        by_user = np.array(items.slots, dtype=np.intp)[np.argsort(slots, kind="stable")].tolist()
-        names = [items.ids.names[number] for number in items.numbers]
+        by_user = np.array(items, dtype=np.intp)[np.argsort(slots, kind="stable")].tolist()
         met = [names[slot] for slot in by_user]
         seen, start = self.seen, 0
         for number, end in zip(users.numbers, np.cumsum(np.bincount(slots)).tolist(), strict=True):
@@ -203,8 +208,11 @@ class Rows(Mapping[str, Row]):
         Written as one array and cut: orjson takes 1 kB for each text, and a list for each user is one more object
         that the cycle collector counts.
         """
+        all_seen = [self.seen[number] for number in numbers]
+        if not all(all_seen):  # shared rows have seen nothing, and nothing can't be cut
+            return [orjson.dumps(seen) for seen in all_seen]
         parts: list[Any] = []
-        for seen in map(self.seen.__getitem__, numbers):
+        for seen in all_seen:
             parts += seen
             parts.append(_LINE_FEED)
         # A line feed in a string is escaped in JSON, so these are ours.

@@ -80,7 +80,9 @@ def sums(words: Array, family: str, row_ids: Iterable[str], tails: Iterable[byte
     row_ids, tails
         The ids that the rows are stored under, and what follows the fixed parts. These go in as one CRC-32.
     """
-    of_ids = map(crc32, map(str.encode, row_ids), repeat(crc32(family.encode())))
+    # The ids of shared rows begin with half a character, which has no UTF-8 of its own.
+    encoded = map(str.encode, row_ids, repeat("utf-8"), repeat("surrogatepass"))
+    of_ids = map(crc32, encoded, repeat(crc32(family.encode())))
     ends = np.fromiter(map(crc32, tails, of_ids), dtype=np.uint64, count=len(words))
     factors = _factors(words.shape[1] + 1)
     total: Array = ends * factors[0]

@@ -12,8 +12,8 @@ import orjson
 import pytest
 from river import metrics, optim, reco
 
+from serving.schema import shard_of
 from tests.flink.harness import Rows, balanced, lines_of, run_job, stored_rows, write_lines
-from udfs.intake import shard_of
 
 MODEL = {
     "model.n_factors": 8,

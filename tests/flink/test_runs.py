@@ -109,6 +109,31 @@ def test_stopped_half_way_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
         assert all_fields(connect(url)) == expected
 
 
+def test_bounds_hold_over_a_stop(tmp_path: Path) -> None:
+    lines = rated_events(30_000)
+    source = write_lines(tmp_path / "events.jsonl", lines)
+    bounds = {"growth.max_users": 60, "growth.max_items": 30, "growth.min_events": 3, "growth.tail_rows": 8}
+    settings = {**MODEL, **bounds, "growth.expire_after": "1h", "source": f"file:{source}", "batch_bytes": 20_000}
+    whole = run_job(tmp_path / "whole", settings)
+    with embedded_redis((tmp_path / "whole" / "redis").resolve()) as url:
+        expected, shared = all_fields(connect(url)), sorted(connect(url).keys("freshet:tail:*"))
+    assert whole["published"]["users"] <= 60 and whole["published"]["items"] <= 30 and len(shared) == 16
+
+    with embedded_redis((tmp_path / "state" / "redis").resolve()) as url:
+        stop = threading.Event()
+        stop_when(Client(url), 3_000, stop)
+        first = run_job(tmp_path / "state", settings, stop=stop)
+        assert first["stopped"] and 0 < first["events"]["learned"] < len(lines)
+        second = run_job(tmp_path / "state", settings)
+        assert second["metrics"] == whole["metrics"] and balanced(second["events"])
+        assert {**second["published"], "writes": 0} == {**whole["published"], "writes": 0}
+        assert all_fields(connect(url)) == expected
+        assert sorted(connect(url).keys("freshet:tail:*")) == shared
+        client = Client(url)
+        best = client.recommend("r1", 100, exclude_seen=False)
+        assert len(best.items) == whole["published"]["items"] == len(client.known_items())
+
+
 @pytest.mark.parametrize("stream", ["online-retail", "complete-journey"])
 def test_ledger_balances_on_a_real_stream(stream: str, tmp_path: Path, data: Path) -> None:
     folder = data / stream

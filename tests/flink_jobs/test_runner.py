@@ -9,7 +9,9 @@ from flink_jobs.settings import Layer, SettingsError, resolve
 from flink_jobs.state import Manifest, may_go_on
 
 
-@pytest.mark.parametrize(("name", "value"), [("serving.half_life", "8d"), ("metrics", "MAE")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("serving.half_life", "8d"), ("metrics", "MAE"), ("growth.min_events", "2")]
+)
 def test_what_cannot_be_mixed_stays_the_same(name: str, value: str) -> None:
     manifest = Manifest(epoch=7, prefix="freshet", fixed=_fixed(resolve([])))
     may_go_on(manifest, _fixed(resolve([Layer("--set", {"metrics": "RMSE,MAE"})])), "generator")

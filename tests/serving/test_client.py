@@ -10,14 +10,14 @@ import orjson
 import pytest
 
 from serving import Client, Session, Unreachable
-from serving.schema import Field, Keys
+from serving.schema import Field, Keys, shard_of, tail_of
 from tests.shells import publish
 from tests.udfs.cases import rows_of
 from udfs.batch import Batch
 from udfs.growth import GrowthConfig
-from udfs.intake import shard_of
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Author, Publisher, header_entity, learned_entities, tile_entities
+from udfs.tail import tail_id, tail_number
 
 T0 = 1_700_000_000_000
 EPOCH = 1_600_000_000_000
@@ -260,6 +260,28 @@ def test_a_client_forgets_what_was_dropped(redis_url: str, client: Client, shard
         assert client.known_items() == {r.item_id for r in client.recommend("nobody", 1_000).items} == known
     assert client.item("i0") is None and client.similar("i0") is None
     assert client.score("u0", ["i0"]) == {"i0": None}
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_what_has_no_row_is_scored_by_the_row_that_it_shares(redis_url: str, client: Client, shards: int) -> None:
+    world = World(redis_url, shards, growth=GrowthConfig(min_events=3, tail_rows=4))
+    world.learn([*log_of(400, users=30, items=40), ("rare", "rarer", 4.0)])
+    assert client.user("rare") is None and client.item("rarer") is None
+    for user in ("rare", "never", "u3"):
+        shard = shard_of(user, shards)
+        learner = world.learners[shard]
+        assert len(learner.rows["user"]) == 4 + learner.summary()["users"]
+        plain, ids = learner.model.river(), {family: set(rows) for family, rows in learner.rows.items()}  # type: ignore[attr-defined]
+        items = ["i1", "i2", "rarer", "unheard"]
+        rows = {i: i if i in ids["item"] else tail_id(tail_of(i, 4)) for i in items}
+        row = user if user in ids["user"] else tail_id(tail_of(user, 4))
+        expected = {i: plain.predict_one(row, of) for i, of in rows.items()}
+        assert client.score(user, items) == pytest.approx(expected, abs=1e-5)
+        best = client.recommend(user, 1_000, exclude_seen=False)
+        assert best.known == (user in ids["user"])
+        known = [learner.rows["item"] for learner in (world.learners if not best.known else [learner])]
+        assert {r.item_id for r in best.items} == {i for of in known for i in of if tail_number(i) is None}
+    assert sum(learner.summary()["users"] for learner in world.learners) == len(client._redis.keys("w:user:*"))
 
 
 def test_a_client_sees_a_job_that_started_anew(redis_url: str, client: Client, redis_connection: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import zlib
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.udfs.cases import made
+from tests.udfs.cases import made, rows_of
 from tests.udfs.test_learner import T0, Event, Host, batch
+from udfs.batch import Batch
 from udfs.growth import GrowthConfig
-from udfs.learner import Learned, LearnerConfig
+from udfs.learner import Learned, Learner, LearnerConfig
 from udfs.seal import unseal
+from udfs.tail import Tail, from_state_name, state_name, tail_id, tail_number
 
 growths = st.builds(
     GrowthConfig,
@@ -51,8 +55,8 @@ def config(growth: GrowthConfig, group: int = 7) -> LearnerConfig:
 class Guarded(Host):
     """A host whose rows are counted after each call of the model."""
 
-    def __init__(self, kind: str, growth: GrowthConfig, group: int) -> None:
-        super().__init__(kind, config=config(growth, group))
+    def __init__(self, kind: str, growth: GrowthConfig, group: int, optimizer: str = "SGD") -> None:
+        super().__init__(kind, optimizer, config(growth, group))
         make, caps = self._make, {"user": growth.max_users, "item": growth.max_items}
 
         def guarded() -> Any:
@@ -62,7 +66,8 @@ class Guarded(Host):
             def counted(*of: Any) -> Any:
                 outcome = learn(*of)
                 for family, cap in caps.items():
-                    assert cap is None or len(learner.model.ids[family]) <= cap
+                    own = [row_id for row_id in learner.model.ids[family] if tail_number(row_id) is None]
+                    assert cap is None or len(own) <= cap
                 return outcome
 
             learner.model.learn = counted  # type: ignore[method-assign]
@@ -103,6 +108,7 @@ def slowly(kind: str, growth: GrowthConfig, log: list[Event]) -> Host:
 def without_growth(host: Host) -> Any:
     header, rows = host.outcome
     header.pop("growth", None)
+    header.pop("counted", None)
     return header, rows, host.learner.dropped
 
 
@@ -188,6 +194,149 @@ def test_without_bounds_a_header_names_none() -> None:
     host = Host(config=config(GrowthConfig()))
     host.put(batch([[T0, "", "ann", "tea", "rating", 3.0, 0, 1]]))
     assert not {"growth", "dropped"} & set(orjson.loads(unseal("", "header", host.header or b"")))
+
+
+# -------------------------------------------------------------------------------------------- the tail
+
+tails = st.builds(
+    GrowthConfig,
+    max_users=st.none() | st.integers(1, 20),
+    max_items=st.none() | st.integers(1, 20),
+    expire_after=st.none() | st.integers(1, 40_000),
+    min_events=st.integers(2, 4),
+    tail_rows=st.integers(1, 20),
+    tail_counters=st.just(256) | st.just(65_536),
+)
+
+
+@given(
+    drawn=logs,
+    growth=tails,
+    group=st.integers(1, 90),
+    cuts=st.sets(st.integers(1, 79)),
+    crashes=st.sets(st.integers(0, 80)),
+    case=st.sampled_from([("biased_mf", "SGD"), ("funk_mf", "Adam")]),
+)
+def test_who_gets_a_row_follows_from_the_order_of_events(
+    drawn: list[tuple[int, int, int, float]],
+    growth: GrowthConfig,
+    group: int,
+    cuts: set[int],
+    crashes: set[int],
+    case: tuple[str, str],
+) -> None:
+    log = log_of(drawn)
+    expected = Host(*case, config(growth))
+    for event in log:
+        expected.put(batch([[*event]]))
+    host = Guarded(case[0], growth, group, case[1])
+    bounds = sorted({0, len(log), *(cut for cut in cuts if cut < len(log))})
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        if number in crashes:
+            host.crash()
+        host.put(batch([[*event] for event in log[start:stop]]))
+    assert host.outcome == expected.outcome
+    summary = host.learner.summary()
+    for family, count in (("user", summary["users"]), ("item", summary["items"])):
+        assert count == len([of for f, of in host.rows if f == family and tail_number(of) is None])
+
+
+@given(drawn=logs, least=st.integers(2, 4), shared=st.integers(1, 20))
+def test_the_tail_is_what_it_says(drawn: list[tuple[int, int, int, float]], least: int, shared: int) -> None:
+    """Against a learner that is told the rows, and a counter that counts; so many counters do not collide."""
+    log = log_of(drawn)
+    host = Host(config=config(GrowthConfig(min_events=least, tail_rows=shared)))
+    host.put(batch([[*event] for event in log]))
+    told, counts = Host(config=LearnerConfig(run_id="run")), Counter[tuple[str, str]]()
+    for event in log:
+        routed, heirs = [*event], []
+        for column, family in ((2, "user"), (3, "item")):
+            row_id, ids = event[column], told.learner.model.ids[family]
+            tail = tail_id(zlib.crc32(row_id.encode() + b"\0") % shared)
+            if row_id in ids:
+                continue
+            if counts[family, row_id] < least - 1:
+                counts[family, row_id] += 1
+                routed[column] = tail
+            elif tail in ids:
+                told.learner.model.decode_row(family, row_id, rows_of(told.learner.model, family, tail).tobytes())
+                heirs.append((family, row_id))
+        [learned] = told.learner.process(Batch(None, False, ["log"], [routed], b"line"))
+        if learned.dead_letters:
+            for family, row_id in heirs:
+                told.learner.model.drop(family, [row_id])
+    for family in ("user", "item"):
+        mine, theirs = host.learner.model.ids[family], told.learner.model.ids[family]
+        assert set(mine) == set(theirs)
+        for row_id in mine:
+            row, expected = host.learner.rows[family][row_id], told.learner.rows[family][row_id]
+            assert (row.count, row.updated_at, row.seq) == (expected.count, expected.updated_at, expected.seq)
+            of_both = [rows_of(of.learner.model, family, row_id).tobytes() for of in (host, told)]
+            assert of_both[0] == of_both[1]
+
+
+def test_what_users_have_seen_are_items_and_shared_rows_have_seen_nothing() -> None:
+    host = Host(config=config(GrowthConfig(min_events=3, tail_rows=1)))
+    for at in range(6):
+        host.put(batch([[T0 + at, "", "ann", f"i{at}", "rating", 3.0, 0, at]]))
+    assert host.learner.rows["user"]["ann"].seen == ("i3", "i4", "i5")
+    assert host.learner.rows["user"]["ann"].count == 4
+    assert host.learner.rows["user"][tail_id(0)].seen == ()
+    assert set(host.learner.rows["item"]) == {tail_id(0)}
+    assert (host.learner.summary()["users"], host.learner.summary()["items"]) == (1, 0)
+
+
+@given(
+    ids=st.lists(st.integers(0, 40), max_size=200),
+    cut=st.integers(0, 200),
+)
+def test_counters_are_never_too_low_and_can_be_taken_up(ids: list[int], cut: int) -> None:
+    tail, again = Tail(3, 8, 512), Tail(3, 8, 512)
+    counts = Counter[int]()
+    stored: dict[int, bytes] = {}
+    for at, number in enumerate(ids):
+        if at == cut:
+            for block, counters in stored.items():
+                again.restore(block, counters)
+            again.added = tail.added
+            tail, again = again, tail
+        if tail.is_full:
+            tail.age()
+            counts = Counter({of: count // 2 for of, count in counts.items()})
+        tail.count(f"i{number}")
+        counts[number] += 1
+        stored |= dict(tail.changed())
+        assert all(tail.is_due(f"i{of}") for of, count in counts.items() if count >= 2)
+
+
+def test_a_state_with_a_tail_needs_one() -> None:
+    host = Host(config=config(GrowthConfig(min_events=2)))
+    host.put(batch([[T0, "", "ann", "tea", "rating", 3.0, 0, 1]]))
+    host._make = lambda: Learner(config(GrowthConfig()), made("biased_mf", "SGD"))
+    with pytest.raises(ValueError, match=r"growth\.min_events above 1, this job has 1"):
+        host.crash()
+
+
+def test_few_ids_are_taken_for_others() -> None:
+    """Of ids that came once among as many as are remembered, few look as if they had come before."""
+    tail = Tail(2, 1, 65_536)
+    wrong = 0
+    for number in range(16_384):
+        wrong += tail.is_due(f"{number}")
+        tail.count(f"{number}")
+    assert tail.is_full and wrong < 0.05 * 16_384
+
+
+def test_a_block_too_many_is_refused() -> None:
+    with pytest.raises(ValueError, match="block 4 of 256 counters has no place among 4"):
+        Tail(2, 1, 1_024).restore(4, bytes(256))
+
+
+@pytest.mark.parametrize("row_id", ["a", "a:b", "tail 7", "", ":", tail_id(7)])
+def test_names_in_the_state_can_be_read(row_id: str) -> None:
+    name = state_name("user", row_id)
+    assert from_state_name(name) == ("user", row_id)
+    assert name.encode()
 
 
 # ------------------------------------------------------------------------------------ what was changed

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from serving.schema import shard_of
 from udfs.batch import Batch
 from udfs.chunk import Chunk, Run
 from udfs.events import EventFormat, EventParser
-from udfs.intake import Intake, IntakeConfig, IntakeResult, shard_of
+from udfs.intake import Intake, IntakeConfig, IntakeResult
 from udfs.requests import Request
 from udfs.seal import seal, unseal
 from udfs.tilefeed import DAY, PIECE, RECORD, UNIT, TileConfig, unescape

@@ -19,6 +19,7 @@ from udfs.learner import Learned, Learner, LearnerConfig, build
 from udfs.metrics import NAMES, Prequential, pooled, since, values
 from udfs.rivermodels import KINDS
 from udfs.seal import seal, unseal
+from udfs.tail import from_state_name
 from udfs.tombstones import Tombstone
 
 T0 = 1_700_000_000_000
@@ -74,6 +75,7 @@ class Host:
                 for row_id in row_ids:
                     self.rows.pop((family, row_id), None)
             self.tombstones |= {user_id: tombstone.encode() for user_id, tombstone in learned.deleted.items()}
+        self.rows |= {from_state_name(name): counters for name, counters in self.learner.counters()}
         for finished in self.learner.finished_batches():
             self.waiting.pop(finished, None)
         for number in self.learner.to_store:

@@ -274,6 +274,33 @@ class TestContract:
             "item": (10, 11),
         }
 
+    def test_an_heir_begins_with_the_weights_of_another(self, kind: str, optimizer: str) -> None:
+        model, copied = made(kind, optimizer), made(kind, optimizer)
+        for of in (model, copied):
+            for rating in ratings(60):
+                of.step(*rating)
+        for family, heir, row_id in (("user", "ann", "u0"), ("item", "tea", "i0")):
+            copied.decode_row(family, heir, rows_of(copied, family, row_id).tobytes())
+        log = [("ann", "i1", 3.0), ("u1", "tea", 2.0), ("ann", "tea", 4.0)]
+        users = Group(model.ids["user"], [user for user, _, _ in log], {"ann": "u0"})
+        items = Group(model.ids["item"], [item for _, item, _ in log], {"tea": "i0"})
+        predictions, _ = model.learn(users, items, [y for _, _, y in log])
+        assert predictions == [copied.step(*rating) for rating in log]
+        assert stored(model) == stored(copied)
+
+    def test_an_heir_of_nothing_is_drawn_and_one_that_diverges_leaves_no_trace(self, kind: str, optimizer: str) -> None:
+        model, plain = made(kind, optimizer), made(kind, optimizer)
+        users, items = Group(model.ids["user"], ["ann"], {"ann": "never"}), Group(model.ids["item"], ["tea"])
+        assert model.learn(users, items, [3.0])[0] == [plain.step("ann", "tea", 3.0)]
+        assert stored(model) == stored(plain)
+        strict = rebuilt(kind, optimizer, *stored(model), max_weight=1e-9)
+        users, items = (
+            Group(strict.ids["user"], ["bob"], {"bob": "ann"}),
+            Group(strict.ids["item"], ["rum"], {"rum": "tea"}),
+        )
+        assert list(strict.learn(users, items, [3.0])[1]) == [0]
+        assert stored(strict) == stored(model)
+
     def test_any_text_is_an_id(self, kind: str, optimizer: str) -> None:
         model = made(kind, optimizer)
         odd = ["probe", "user:1", "\x00", "\U0001f30a", " ", "1"]

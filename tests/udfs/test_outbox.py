@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig
 from udfs.outbox import Outbox
 from udfs.publisher import Author, Publisher
+from udfs.tail import from_state_name, tail_number
 
 EPOCH = 1_600_000_000_000
 GROWTH = GrowthConfig(max_users=8, max_items=5, expire_after=30_000)
@@ -60,6 +62,7 @@ class Shard:
                 for row_id in gone:
                     self.rows.pop((family, row_id), None)
             self.outbox.publish(learned, encoded)
+        self.rows |= {from_state_name(name): counters for name, counters in self.learner.counters()}
         self.learner.finished_batches()
 
     def rows_of(self, family: str) -> set[str]:
@@ -79,14 +82,19 @@ class Shard:
     def agree(self, connection: Any) -> None:
         """Redis has the rows of the learner, at their versions, and no others."""
         expected = {
-            family: {row_id: b"%016d" % row.seq for row_id, row in of.items()}
+            family: {row_id: b"%016d" % row.seq for row_id, row in of.items() if tail_number(row_id) is None}
             for family, of in self.learner.rows.items()
         }
         assert self.in_redis(connection) == expected
         members = {
             member.decode(): int(score) for member, score in connection.zrange("p:items:0", 0, -1, withscores=True)
         }
-        assert members == {row_id: row.seq for row_id, row in self.learner.rows["item"].items()}
+        rows = self.learner.rows["item"]
+        assert members == {row_id: rows[row_id].seq for row_id in expected["item"]}
+        for family, of in self.learner.rows.items():
+            shared = {of[row_id].seq for row_id in of if tail_number(row_id) is not None}
+            found = {connection.hget(key, "version") for key in connection.keys(f"p:tail:0:{family}:*")}
+            assert {int(version.rpartition(b".")[2]) for version in found} == shared
 
 
 @pytest.fixture
@@ -148,6 +156,7 @@ def test_under_a_higher_cap_what_a_crashed_run_had_dropped_is_back(publisher: Pu
     checkpoints=st.sets(st.integers(0, 80)),
     crashes=st.lists(st.integers(0, 80), max_size=3),
     wiped=st.none() | st.integers(0, 80),
+    least=st.integers(1, 2),
     other=st.none() | st.builds(GrowthConfig, max_users=st.integers(1, 20), max_items=st.integers(1, 20)),
 )
 def test_redis_ends_as_the_learner_whatever_happens(
@@ -157,13 +166,14 @@ def test_redis_ends_as_the_learner_whatever_happens(
     checkpoints: set[int],
     crashes: list[int],
     wiped: int | None,
+    least: int,
     other: GrowthConfig | None,
 ) -> None:
     """Crashes go back to the last checkpoint, perhaps with other bounds; Redis is wiped once."""
     publisher = Publisher(redis_url, "p")
     connection = publisher._redis
     connection.flushall()
-    log, shard = log_of(drawn), Shard(publisher)
+    log, shard = log_of(drawn), Shard(publisher, replace(GROWTH, min_events=least, tail_rows=3))
     bounds = sorted({0, len(log), *(cut for cut in cuts if cut < len(log))})
     parts = list(itertools.pairwise(bounds))
     at, reached, left = 0, 0, [*crashes]
@@ -178,7 +188,7 @@ def test_redis_ends_as_the_learner_whatever_happens(
             wiped = None
         if at in left:
             left.remove(at)
-            shard.growth = other or shard.growth
+            shard.growth = replace(other, min_events=least, tail_rows=3) if other else shard.growth
             shard.crash()
             at = reached
     shard.put([], ended=True)
