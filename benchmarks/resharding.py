@@ -1,0 +1,144 @@
+"""What another number of shards does to predictions.
+
+    python -m benchmarks.resharding --source ratings.jsonl.gz [--seeds 5]
+
+Learns the first half of a log of ratings, in the order of its times, with so many shards, moves what was learned to
+others, and learns the second half: the RMSE of its predictions, each made before its event was learned. Beside
+``freshet reshard`` there are: the old number all the time, and the new one; averaging without aligning first; merging
+also where a copy would do, or only those shards that have users in common; starting items anew (users stay). No Flink:
+only learners.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+from unittest.mock import patch
+
+import numpy as np
+import orjson
+
+from benchmarks.common import median, progress, show, store
+from udfs import resharding
+from udfs.batch import Batch
+from udfs.building import build
+from udfs.intake import shard_of
+from udfs.learner import Learner, LearnerConfig
+from udfs.metrics import pooled, since
+from udfs.models import RowModel
+from udfs.reading import open_lines
+from udfs.resharding import ShardState, move, parts
+
+_CONFIG: Final = LearnerConfig(clip=(0.5, 5.0), metrics=("RMSE",))
+_RATES: Final = {"lr 0.01": {}, "latent lr 0.05": {"latent_optimizer": "SGD", "latent_optimizer.lr": 0.05}}
+_MOVES: Final = ((1, 4), (4, 1), (4, 2), (3, 5), (2, 4))
+_WAYS: Final = ("reshard", "not aligned", "all merged", "crossing merged", "items anew")
+
+
+def events_of(path: Path) -> list[list[Any]]:
+    """Ratings as learners take them, in the order of time."""
+    with open_lines(path) as file:
+        found = [orjson.loads(line) for line in file]
+    rows = [[e["timestamp"], e["user_id"], e["item_id"], e["event_value"]] for e in found]
+    return [[t, "", user, item, "rating", y, 0, 1] for t, user, item, y in sorted(rows)]
+
+
+def learn(learners: Sequence[Learner], events: Sequence[list[Any]]) -> None:
+    for shard, learner in enumerate(learners):
+        mine = [list(event) for event in events if shard_of(event[2], len(learners)) == shard]
+        for _ in learner.process(Batch(None, False, [""], mine, b"")):
+            learner.finished_batches()
+
+
+def state_of(learner: Learner) -> ShardState:
+    encoded = learner.encode(learner.everything())
+    rows = {
+        f"{family}:{name}": blob
+        for family, part in encoded.items()
+        for name, blob in zip(part.row_ids, part.blobs, strict=True)
+    }
+    return ShardState(learner.header(), rows, {})
+
+
+def moved(olds: Sequence[ShardState], shards: int, model: Callable[[], RowModel], way: str) -> list[ShardState]:
+    """The new states, in one of the ways."""
+    ways = parts(len(olds), shards)
+    if way == "all merged":
+        ways = [(range(len(olds)), range(shards))]
+    if way == "crossing merged":  # a user of these old shards can only be in these new ones
+        step = math.gcd(len(olds), shards)
+        ways = [(range(part, len(olds), step), range(part, shards, step)) for part in range(step)]
+    states: dict[int, ShardState] = {}
+    for sources, targets in ways:
+        found = move([olds[source] for source in sources], targets, shards, model, _CONFIG)
+        states |= dict(zip(targets, found, strict=True))
+    if way == "items anew":
+        users = ({n: b for n, b in s.rows.items() if n.startswith("user:")} for s in states.values())
+        states = {t: ShardState(s.header, rows, {}) for (t, s), rows in zip(states.items(), users, strict=True)}
+    return [states[target] for target in range(shards)]
+
+
+def second_half(
+    events: Sequence[list[Any]], before: int, after: int, way: str | None, model: Callable[[], RowModel]
+) -> float:
+    """RMSE of the second half; nothing is moved without a way."""
+    learners = [Learner(_CONFIG, model()) for _ in range(before)]
+    half = len(events) // 2
+    learn(learners, events[:half])
+    if way is not None:
+        states = moved([state_of(learner) for learner in learners], after, model, way)
+        learners = [Learner(_CONFIG, model()) for _ in range(after)]
+        for learner, state in zip(learners, states, strict=True):
+            rows = ((*name.split(":", 1), blob) for name, blob in state.rows.items())
+            learner.restore(state.header or b"", rows, [])  # type: ignore[arg-type]
+    base = pooled(learner.scores.means for learner in learners)
+    learn(learners, events[half:])
+    n, mean = since(pooled(learner.scores.means for learner in learners), base)["RMSE"]
+    assert n == len(events) - half
+    return math.sqrt(mean)
+
+
+def measured(
+    events: Sequence[list[Any]], before: int, after: int, way: str | None, rate: Mapping[str, Any], seeds: int
+) -> float:
+    """The median over seeds."""
+    found = []
+    for seed in range(seeds):
+        model = functools.partial(build, "biased_mf", {"n_factors": 10, "seed": seed, **rate})
+        found.append(second_half(events, before, after, way, model))
+    progress(f"{rate or 'default rates'}, {before} -> {after}, {way or 'never moved'}: {median(found):.4f}")
+    return median(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    arguments = parser.parse_args()
+    events = events_of(arguments.source)
+    result: dict[str, Mapping[str, Any]] = {}
+    for name, rate in _RATES.items():
+        rmse = functools.partial(measured, events, rate=rate, seeds=arguments.seeds)
+        still = {shards: rmse(shards, shards, None) for shards in range(1, 6)}
+        moves: dict[str, dict[str, float]] = {}
+        for before, after in _MOVES:
+            found = moves[f"{before} -> {after}"] = {"always before": still[before], "always after": still[after]}
+            for way in _WAYS:
+                with contextlib.ExitStack() as stack:
+                    if way == "not aligned":
+                        stack.enter_context(patch.object(resharding, "alignment", lambda *_: np.eye(10)))
+                    found[way] = rmse(before, after, way)
+        rows: list[tuple[str, ...]] = [("shards", "always before", "always after", *_WAYS)]
+        rows += [(what, *(f"{value:.4f}" for value in ways.values())) for what, ways in moves.items()]
+        show(f"RMSE of the second half, {name}: medians of {arguments.seeds} seeds", rows)
+        result[name] = moves
+    store("resharding", {"events": len(events), "rmse": result})
+
+
+if __name__ == "__main__":
+    main()
