@@ -16,6 +16,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
@@ -34,6 +35,7 @@ from udfs.models import RowModel
 from udfs.reading import open_lines
 from udfs.resharding import ShardState, move, parts
 
+_FACTORS: Final = 10
 _CONFIG: Final = LearnerConfig(clip=(0.5, 5.0), metrics=("RMSE",))
 _RATES: Final = {"lr 0.01": {}, "latent lr 0.05": {"latent_optimizer": "SGD", "latent_optimizer.lr": 0.05}}
 _MOVES: Final = ((1, 4), (4, 1), (4, 2), (3, 5), (2, 4))
@@ -65,34 +67,51 @@ def state_of(learner: Learner) -> ShardState:
     return ShardState(learner.header(), rows, {})
 
 
-def moved(olds: Sequence[ShardState], shards: int, model: Callable[[], RowModel], way: str) -> list[ShardState]:
-    """The new states, in one of the ways."""
-    ways = parts(len(olds), shards)
-    if way == "all merged":
-        ways = [(range(len(olds)), range(shards))]
-    if way == "crossing merged":  # a user of these old shards can only be in these new ones
-        step = math.gcd(len(olds), shards)
-        ways = [(range(part, len(olds), step), range(part, shards, step)) for part in range(step)]
-    states: dict[int, ShardState] = {}
-    for sources, targets in ways:
-        found = move([olds[source] for source in sources], targets, shards, model, _CONFIG)
-        states |= dict(zip(targets, found, strict=True))
-    if way == "items anew":
-        users = ({n: b for n, b in s.rows.items() if n.startswith("user:")} for s in states.values())
-        states = {t: ShardState(s.header, rows, {}) for (t, s), rows in zip(states.items(), users, strict=True)}
-    return [states[target] for target in range(shards)]
+@dataclass(frozen=True)
+class Plan:
+    """How shards become others: which become which, whether they are aligned, and whether items are kept."""
+
+    before: int
+    after: int
+    parts: tuple[tuple[range, range], ...]
+    aligned: bool = True
+    items: bool = True
+
+    @classmethod
+    def of(cls, before: int, after: int, way: str) -> Plan:
+        ways = tuple(parts(before, after))
+        if way == "all merged":
+            ways = ((range(before), range(after)),)
+        if way == "crossing merged":  # a user of these old shards can only be in these new ones
+            step = math.gcd(before, after)
+            ways = tuple((range(part, before, step), range(part, after, step)) for part in range(step))
+        merging = any(len(olds) > 1 for olds, _ in ways)
+        return cls(before, after, ways, way != "not aligned" or not merging, way != "items anew")
+
+    def states(self, olds: Sequence[ShardState], model: Callable[[], RowModel]) -> list[ShardState]:
+        """The new states."""
+        states: dict[int, ShardState] = {}
+        with contextlib.ExitStack() as stack:
+            if not self.aligned:
+                stack.enter_context(patch.object(resharding, "alignment", lambda *_: np.eye(_FACTORS)))
+            for sources, targets in self.parts:
+                found = move([olds[source] for source in sources], targets, self.after, model, _CONFIG)
+                states |= dict(zip(targets, found, strict=True))
+        if not self.items:
+            for target, state in states.items():
+                rows = {name: blob for name, blob in state.rows.items() if name.startswith("user:")}
+                states[target] = replace(state, rows=rows)
+        return [states[target] for target in range(self.after)]
 
 
-def second_half(
-    events: Sequence[list[Any]], before: int, after: int, way: str | None, model: Callable[[], RowModel]
-) -> float:
-    """RMSE of the second half; nothing is moved without a way."""
-    learners = [Learner(_CONFIG, model()) for _ in range(before)]
+def second_half(events: Sequence[list[Any]], plan: Plan | int, model: Callable[[], RowModel]) -> float:
+    """RMSE of the second half, moved before it, or with the same number of shards all the time."""
+    learners = [Learner(_CONFIG, model()) for _ in range(plan if isinstance(plan, int) else plan.before)]
     half = len(events) // 2
     learn(learners, events[:half])
-    if way is not None:
-        states = moved([state_of(learner) for learner in learners], after, model, way)
-        learners = [Learner(_CONFIG, model()) for _ in range(after)]
+    if isinstance(plan, Plan):
+        states = plan.states([state_of(learner) for learner in learners], model)
+        learners = [Learner(_CONFIG, model()) for _ in states]
         for learner, state in zip(learners, states, strict=True):
             rows = ((*name.split(":", 1), blob) for name, blob in state.rows.items())
             learner.restore(state.header or b"", rows, [])  # type: ignore[arg-type]
@@ -103,18 +122,6 @@ def second_half(
     return math.sqrt(mean)
 
 
-def measured(
-    events: Sequence[list[Any]], before: int, after: int, way: str | None, rate: Mapping[str, Any], seeds: int
-) -> float:
-    """The median over seeds."""
-    found = []
-    for seed in range(seeds):
-        model = functools.partial(build, "biased_mf", {"n_factors": 10, "seed": seed, **rate})
-        found.append(second_half(events, before, after, way, model))
-    progress(f"{rate or 'default rates'}, {before} -> {after}, {way or 'never moved'}: {median(found):.4f}")
-    return median(found)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True)
@@ -123,16 +130,21 @@ def main() -> None:
     events = events_of(arguments.source)
     result: dict[str, Mapping[str, Any]] = {}
     for name, rate in _RATES.items():
-        rmse = functools.partial(measured, events, rate=rate, seeds=arguments.seeds)
-        still = {shards: rmse(shards, shards, None) for shards in range(1, 6)}
-        moves: dict[str, dict[str, float]] = {}
-        for before, after in _MOVES:
-            found = moves[f"{before} -> {after}"] = {"always before": still[before], "always after": still[after]}
-            for way in _WAYS:
-                with contextlib.ExitStack() as stack:
-                    if way == "not aligned":
-                        stack.enter_context(patch.object(resharding, "alignment", lambda *_: np.eye(10)))
-                    found[way] = rmse(before, after, way)
+
+        @functools.cache
+        def rmse(plan: Plan | int, rate: Mapping[str, Any] = rate) -> float:
+            progress(f"{rate or 'default rates'}: {plan}")
+            params = {"n_factors": _FACTORS, **rate}
+            models = [
+                functools.partial(build, "biased_mf", {**params, "seed": seed}) for seed in range(arguments.seeds)
+            ]
+            return median([second_half(events, plan, model) for model in models])
+
+        moves = {
+            f"{before} -> {after}": {"always before": rmse(before), "always after": rmse(after)}
+            | {way: rmse(Plan.of(before, after, way)) for way in _WAYS}
+            for before, after in _MOVES
+        }
         rows: list[tuple[str, ...]] = [("shards", "always before", "always after", *_WAYS)]
         rows += [(what, *(f"{value:.4f}" for value in ways.values())) for what, ways in moves.items()]
         show(f"RMSE of the second half, {name}: medians of {arguments.seeds} seeds", rows)
