@@ -44,6 +44,8 @@ class Manifest:
         Milliseconds in which results of windows are gathered: windows that are open keep it.
     savepoint
         Of the last stop; a newer checkpoint goes before it.
+    shards_before
+        Redis may still have what so many shards have written, before there were others: it must be taken away.
     """
 
     epoch: int
@@ -56,6 +58,7 @@ class Manifest:
     gather: int = 0
     savepoint: str | None = None
     runs: int = 0
+    shards_before: int | None = None
     layout: int = field(default=LAYOUT)
 
 
@@ -68,6 +71,7 @@ class StateFolder:
         self.savepoints = self.path / "savepoints"
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "log"
+        self.exchange = self.path / "reshard"
         self._manifest = self.path / "manifest.json"
 
     @contextlib.contextmanager
@@ -160,6 +164,12 @@ def may_go_on(manifest: Manifest, fixed: dict[str, Any], source: str) -> Manifes
     """
     for name, before in manifest.fixed.items():
         now = fixed.get(name)
+        if now != before and name == "shards":
+            raise SettingsError(
+                f"shards: the state was learned with {before!r}, this run has {now!r}: move it with freshet reshard "
+                f"--shards {now} and the other options of the run, set it as it was, give another --state-dir, or "
+                "start anew with --fresh"
+            )
         if now != before:
             raise SettingsError(
                 f"{name}: the state was learned with {before!r}, this run has {now!r}: "

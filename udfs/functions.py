@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from pyflink.common import Row, Types
@@ -24,6 +25,7 @@ from udfs.models import RowModel
 from udfs.names import State
 from udfs.publisher import Publisher, learned_entities, tile_entities
 from udfs.reading import Feed
+from udfs.resharding import Exchange, ShardState
 from udfs.rows import EncodedRows
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
@@ -238,6 +240,45 @@ class LearnFunction(KeyedProcessFunction):
         self._acknowledged[key] = version(self._epoch, learner.batch_number)
         self._assure(key, learner)
         return learner
+
+
+class ReshardFunction(KeyedProcessFunction):
+    """In the place of :class:`LearnFunction` while nothing is learned: gives out the states of the old shards, and then
+    takes up those of the new ones, by way of an :class:`~udfs.resharding.Exchange`. What comes in are beats only."""
+
+    def __init__(self, before: list[str], after: list[str], folder: str) -> None:
+        self._before = {key: shard for shard, key in enumerate(before)}
+        self._after = {key: shard for shard, key in enumerate(after)}
+        self._folder = folder
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._header = runtime_context.get_state(ValueStateDescriptor(State.LEARNER_HEADER, BYTES))
+        self._rows = runtime_context.get_map_state(MapStateDescriptor(State.ROWS, Types.STRING(), BYTES))
+        self._waiting = runtime_context.get_map_state(MapStateDescriptor(State.WAITING, Types.LONG(), BYTES))
+        self._exchange = Exchange(Path(self._folder))
+
+    def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> None:
+        key = ctx.get_current_key()
+        shard = self._before.get(key)
+        if shard is not None and not self._exchange.given(shard):
+            state = ShardState(self._header.value(), dict(self._rows.items()), dict(self._waiting.items()))
+            self._exchange.give(shard, state)
+        if self._exchange.ready and not self._exchange.taken(key):
+            self._take(self._after.get(key))
+            self._exchange.note_taken(key)
+
+    def _take(self, shard: int | None) -> None:
+        """Replaces what is stored under the key by a new shard's state; by nothing where the key is none's any more."""
+        for state in (self._header, self._rows, self._waiting):
+            state.clear()
+        new = None if shard is None else self._exchange.new(shard)
+        if new is None or new.header is None:
+            return
+        self._header.update(new.header)
+        for name, row in new.rows.items():
+            self._rows.put(name, row)
+        for number, batch in new.waiting.items():
+            self._waiting.put(number, batch)
 
 
 class PublishTilesFunction(ProcessFunction):
