@@ -117,7 +117,7 @@ class StateFolder:
 
     def clear(self) -> None:
         """Forgets the learned state, but not the embedded Redis, which has other prefixes too."""
-        for folder in (self.savepoints, self.checkpoints):
+        for folder in (self.savepoints, self.checkpoints, self.exchange):
             shutil.rmtree(folder, ignore_errors=True)
         self._manifest.unlink(missing_ok=True)
 
