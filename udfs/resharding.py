@@ -27,13 +27,10 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from udfs.batch import Batch
-from udfs.ids import Ids
 from udfs.intake import shard_of
 from udfs.learner import Learner, LearnerConfig
 from udfs.metrics import pooled
 from udfs.models import ITEM, USER, Array, RowModel
-from udfs.rows import Rows
 
 _LEAST: Final = 1e-9  # the weight of a row that has no share of the events that it was learned from
 
@@ -153,14 +150,13 @@ class _Table:
             [self.seen[place] for place in places] if self.seen else [],
         )
 
-    def stored(self, family: str) -> dict[str, bytes]:
-        """The bytes of the rows, by ``family:id``."""
-        ids = Ids()
-        rows = Rows(family, ids)
-        ids.add(self.names)
+    def into(self, learner: Learner, family: str) -> None:
+        """Fills a learner that knows nothing of the family."""
+        rows, model = learner.rows[family], learner.model
+        model.ids[family].add(self.names)
         rows.heads, rows.seen = self.heads, list(self.seen)
-        encoded = rows.encode(ids, self.weights)
-        return {f"{family}:{name}": blob for name, blob in zip(self.names, encoded.blobs, strict=True)}
+        for name, weights in zip(self.names, self.weights, strict=True):
+            model.decode_row(family, name, weights.tobytes())
 
 
 def parts(before: int, after: int) -> list[tuple[range, range]]:
@@ -220,18 +216,19 @@ def move(
     scored = {name: _shares(int(n), events) for name, (n, _) in means.items()}
     states = []
     for at, target in enumerate(targets):
-        waiting = _waiting(learners, target, shards)
         new = Learner(config, model())
         new.model.restore_header(header)
+        of_targets[at].into(new, USER)
+        _share(items, at, len(targets)).into(new, ITEM)
         new.seq = sum(old.seq for old in learners)  # at least that of each row
         new.learned, new.diverged = learned[at], diverged[at]
         new.scores.restore({name: (scored[name][at], mean) for name, (_, mean) in means.items()})
         new.updated_at = max(old.updated_at for old in learners)
         released = [old.released for old in learners]
         new.released = None if None in released else min(r for r in released if r is not None)
-        new.batch_number = max(len(waiting), *(old.batch_number for old in learners))
-        rows = of_targets[at].stored(USER) | _share(items, at, len(targets)).stored(ITEM)
-        states.append(ShardState(new.header(), rows, dict(enumerate(waiting))))
+        _wait(new, learners, target, shards)
+        new.batch_number = max(len(new.batches), *(old.batch_number for old in learners))
+        states.append(_stored(new))
     return states
 
 
@@ -241,6 +238,16 @@ def _restored(state: ShardState, model: Callable[[], RowModel], config: LearnerC
     assert state.header is not None
     learner.restore(state.header, rows, state.waiting.items())  # type: ignore[arg-type]
     return learner
+
+
+def _stored(learner: Learner) -> ShardState:
+    rows = {
+        f"{family}:{name}": blob
+        for family, encoded in learner.encode(learner.everything()).items()
+        for name, blob in zip(encoded.row_ids, encoded.blobs, strict=True)
+    }
+    waiting = {number: blob for number in learner.batches if (blob := learner.waiting_of(number)) is not None}
+    return ShardState(learner.header(), rows, waiting)
 
 
 # ------------------------------------------------------------------------------------------------- models
@@ -360,18 +367,18 @@ def _shares(total: int, weights: Sequence[int]) -> list[int]:
     return [end - begin for begin, end in pairwise(ends)]
 
 
-def _waiting(learners: Sequence[Learner], target: int, shards: int) -> list[bytes]:
-    """The interactions of a new shard that wait, with their lines, in batches in the order that they came."""
-    found: list[tuple[int, int, bytes]] = []
-    for place, learner in enumerate(learners):
-        by_batch: dict[int, list[list[Any]]] = {}
-        for event in learner.waiting:
+def _wait(new: Learner, olds: Sequence[Learner], target: int, shards: int) -> None:
+    """Gives a new shard its users' interactions that wait, with their lines, in batches in the order that they came."""
+    found: dict[tuple[int, int], list[list[Any]]] = {}
+    for place, old in enumerate(olds):
+        for event in old.waiting:
             if shard_of(event[2], shards) == target:
-                by_batch.setdefault(event[8], []).append(event)
-        for number, events in by_batch.items():
-            _, sources, lines = learner.batches[number]
-            raw = lines.split(b"\n")
-            kept = b"\n".join([raw[event[9]] for event in events])
-            batch = Batch(learner.released, False, sources, [event[:8] for event in events], kept)
-            found.append((number, place, batch.encode()))
-    return [batch for _, _, batch in sorted(found)]
+                found.setdefault((event[8], place), []).append(event)
+    for number, (old_number, place) in enumerate(sorted(found)):
+        events = found[old_number, place]
+        _, sources, lines = olds[place].batches[old_number]
+        raw = lines.split(b"\n")
+        new.waiting += [[*event[:8], number, index] for index, event in enumerate(events)]
+        newest = max(event[0] for event in events)
+        new.batches[number] = newest, sources, b"\n".join([raw[event[9]] for event in events])
+    new.waiting.sort()
