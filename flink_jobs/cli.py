@@ -153,6 +153,30 @@ def republish(**options: Any) -> None:
 
 @cli.command()
 @_with(_RUN_OPTIONS)
+def reshard(**options: Any) -> None:
+    """Move a stopped state to another number of --shards: give the other options of the run that learned it.
+
+    To a multiple of the number before, nothing that was learned changes; else items become means over the shards.
+    """
+    with _job_errors():
+        from rich.console import Console
+
+        from flink_jobs.resharding import reshard as move
+
+        try:
+            moved = move(_resolved(options), Console(highlight=False, soft_wrap=True))
+        except KeyboardInterrupt:
+            _fail("interrupted: nothing is lost, and the same command goes on", FAILED)
+        if moved.before == moved.after:
+            click.echo(f"the state had {moved.after} shards already, and Redis was behind it")
+        else:
+            what = f"{moved.users:,} users and {moved.items:,} items"
+            click.echo(f"{what} went from {moved.before} to {moved.after} shards: go on with --shards {moved.after}")
+        click.echo(f"{moved.sent:,} entities sent in {moved.seconds:.1f} s")
+
+
+@cli.command()
+@_with(_RUN_OPTIONS)
 def check(**options: Any) -> None:
     """Show what would run, with every setting and where it came from; start nothing."""
     with _job_installed():

@@ -26,7 +26,7 @@ from flink_jobs.settings import Resolved, SettingsError
 from flink_jobs.state import Manifest, StateError, StateFolder, StateInUse, may_go_on
 from serving.client import Client, Unreachable
 from serving.connection import connect, without_password
-from serving.schema import Field, Keys, span_ms
+from serving.schema import Field, Keys, sharded, span_ms
 from udfs.building import build
 from udfs.events import EventFormat
 from udfs.generator import SOURCE as GENERATOR
@@ -206,6 +206,9 @@ def _ready(resolved: Resolved, console: Console) -> Iterator[_Ready]:
         if resolved.settings.fresh:
             folder.clear()
         manifest, snapshot = _take_up(resolved, folder, connection, keys, console)
+        if manifest.shards_before is not None:
+            forget_shards(connection, keys, manifest.shards_before, resolved.settings.shards)
+            manifest = replace(manifest, shards_before=None)
         yield _Ready(folder, workers, url, connection, keys, manifest, snapshot)
 
 
@@ -279,6 +282,24 @@ def _purge(connection: Any, keys: Keys) -> None:
             batch = []
     if batch:
         connection.unlink(*batch)
+
+
+def forget_shards(connection: Any, keys: Keys, before: int, now: int) -> None:
+    """Deletes what only the learners of so many shards before have written; what others wrote of an item stays."""
+    learned = (Field.VECTOR, Field.BIAS, Field.COUNT, Field.UPDATED_AT, Field.VERSION, Field.POPULARITY)
+    of_now = {sharded(name, shard, now) for name in learned for shard in range(now)}
+    fields = [f for name in learned for shard in range(before) if (f := sharded(name, shard, before)) not in of_now]
+    for shard in range(before) if fields else ():
+        pipe = connection.pipeline(transaction=False)
+        for member, _ in connection.zscan_iter(keys.items(shard), count=5_000):
+            pipe.hdel(keys.item(member.decode()), *fields)
+            if len(pipe) >= 1_000:
+                pipe.execute()
+        pipe.execute()
+    for shard in range(now, before):
+        connection.unlink(keys.items(shard), keys.model(shard))
+        of_shards = (Field.ALIVE, Field.REPUBLISH, Field.ATTEMPT, Field.REACHED)
+        connection.hdel(keys.ledger, *(f"{name}:{shard}" for name in of_shards))
 
 
 def _fixed(resolved: Resolved) -> dict[str, Any]:
@@ -431,10 +452,19 @@ def _job(
     )
 
 
-def _submit(job: Job, resolved: Resolved, folder: StateFolder, snapshot: str | None, python: Path) -> RunningJob:
+def _submit(
+    job: Job,
+    resolved: Resolved,
+    folder: StateFolder,
+    snapshot: str | None,
+    python: Path,
+    changes: Mapping[str, str] | None = None,
+) -> RunningJob:
+    """``changes``: to Flink's configuration, by its names."""
     from flink_jobs.topology import build as build_topology
 
-    env, table_env = environments(configuration(resolved.settings, folder.checkpoints, snapshot, python))
+    values = configuration(resolved.settings, folder.checkpoints, snapshot, python)
+    env, table_env = environments({**values, **(changes or {})})
     build_topology(env, table_env, job)
     return RunningJob(env.execute_async("freshet"))
 

@@ -47,6 +47,8 @@ class Manifest:
         Milliseconds in which results of windows are gathered: windows that are open keep it.
     savepoint
         Of the last stop; a newer checkpoint goes before it.
+    shards_before
+        Redis may still have what so many shards have written, before there were others: it must be taken away.
     """
 
     epoch: int
@@ -59,6 +61,7 @@ class Manifest:
     gather: int = 0
     savepoint: str | None = None
     runs: int = 0
+    shards_before: int | None = None
     layout: int = field(default=LAYOUT)
 
 
@@ -72,6 +75,7 @@ class StateFolder:
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "log"
         self.journal = self.path / "requests.jsonl"
+        self.exchange = self.path / "reshard"
         self._manifest = self.path / "manifest.json"
 
     @property
@@ -126,7 +130,7 @@ class StateFolder:
 
     def clear(self) -> None:
         """Forgets the learned state, but not the embedded Redis, which has other prefixes too."""
-        for folder in (self.savepoints, self.checkpoints):
+        for folder in (self.savepoints, self.checkpoints, self.exchange):
             shutil.rmtree(folder, ignore_errors=True)
         self._manifest.unlink(missing_ok=True)
         Journal(self.journal).forget()
@@ -174,6 +178,12 @@ def may_go_on(manifest: Manifest, fixed: dict[str, Any], source: str) -> Manifes
     """
     for name, before in (_ADDED | manifest.fixed).items():
         now = fixed.get(name, _ADDED.get(name))
+        if now != before and name == "shards":
+            raise SettingsError(
+                f"shards: the state was learned with {before!r}, this run has {now!r}: move it with freshet reshard "
+                f"--shards {now} and the other options of the run, set it as it was, give another --state-dir, or "
+                "start anew with --fresh"
+            )
         if now != before:
             raise SettingsError(
                 f"{name}: the state was learned with {before!r}, this run has {now!r}: "

@@ -36,6 +36,7 @@ from udfs.functions import (
     IntakeFunction,
     LearnFunction,
     PublishTilesFunction,
+    ReshardFunction,
 )
 from udfs.intake import IntakeConfig
 from udfs.learner import LearnerConfig
@@ -62,6 +63,14 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class Move:
+    """Rows go to so many shards, by way of a folder: see :class:`~udfs.functions.ReshardFunction`."""
+
+    shards: int
+    folder: str
+
+
+@dataclass(frozen=True)
 class Job:
     """What the topology is made of.
 
@@ -71,6 +80,8 @@ class Job:
         How many inputs ended before this one: windows are new with each.
     keep
         For each span of a tile, the milliseconds that it stays in Redis.
+    move
+        Of a job that stands by: it learns nothing, and moves what is known to other shards.
     """
 
     source: Source
@@ -83,11 +94,14 @@ class Job:
     dead_letters: str
     shards: int
     part: int
+    move: Move | None = None
 
 
 def build(env: StreamExecutionEnvironment, table_env: StreamTableEnvironment, job: Job) -> None:
     """Adds the whole job to the environment."""
     keys = shard_keys(job.shards)
+    if job.move is not None:  # beats must reach both
+        keys = list(dict.fromkeys(keys + shard_keys(job.move.shards)))
     chunks = job.source.chunks(env, table_env)
     decided = _intake(chunks, job, keys)
     learned = _learn(decided, job, keys)
@@ -103,7 +117,10 @@ def _intake(chunks: DataStream, job: Job, keys: Sequence[str]) -> DataStream:
 
 
 def _learn(batches: DataStream, job: Job, keys: Sequence[str]) -> DataStream:
-    function = LearnFunction(job.learner, job.model, list(keys), job.intake.epoch, job.publisher)
+    if job.move is None:
+        function = LearnFunction(job.learner, job.model, list(keys), job.intake.epoch, job.publisher)
+    else:
+        function = ReshardFunction(shard_keys(job.shards), shard_keys(job.move.shards), job.move.folder)
     return keyed(batches, BATCH).process(function, _NOTHING).uid(Uid.LEARN).name("learn")
 
 

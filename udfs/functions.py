@@ -27,6 +27,7 @@ from udfs.outbox import Outbox
 from udfs.publisher import Author, Publisher, tile_entities
 from udfs.reading import Feed
 from udfs.requests import Inbox, Journal
+from udfs.resharding import Exchange, ShardState
 from udfs.tail import from_state_name, state_name
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
@@ -243,6 +244,48 @@ class LearnFunction(KeyedProcessFunction):
         self._outboxes[key] = Outbox(self._publisher, learner, author)
         self._publisher.lift(learner.passed_tombstones)
         return learner
+
+
+class ReshardFunction(KeyedProcessFunction):
+    """In the place of :class:`LearnFunction` while nothing is learned: gives out the states of the old shards, and then
+    takes up those of the new ones, by way of an :class:`~udfs.resharding.Exchange`. What comes in are beats only."""
+
+    def __init__(self, before: list[str], after: list[str], folder: str) -> None:
+        self._before = {key: shard for shard, key in enumerate(before)}
+        self._after = {key: shard for shard, key in enumerate(after)}
+        self._folder = folder
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._header = runtime_context.get_state(ValueStateDescriptor(State.LEARNER_HEADER, BYTES))
+        self._rows = runtime_context.get_map_state(MapStateDescriptor(State.ROWS, Types.STRING(), BYTES))
+        self._waiting = runtime_context.get_map_state(MapStateDescriptor(State.WAITING, Types.LONG(), BYTES))
+        self._tombstones = runtime_context.get_map_state(MapStateDescriptor(State.TOMBSTONES, Types.STRING(), BYTES))
+        self._exchange = Exchange(Path(self._folder))
+
+    def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> None:
+        key = ctx.get_current_key()
+        shard = self._before.get(key)
+        if shard is not None and not self._exchange.given(shard):
+            maps = (dict(of.items()) for of in (self._rows, self._waiting, self._tombstones))
+            self._exchange.give(shard, ShardState(self._header.value(), *maps))
+        if self._exchange.ready and not self._exchange.taken(key):
+            self._take(self._after.get(key))
+            self._exchange.note_taken(key)
+
+    def _take(self, shard: int | None) -> None:
+        """Replaces what is stored under the key by a new shard's state; by nothing where the key is none's any more."""
+        for state in (self._header, self._rows, self._waiting, self._tombstones):
+            state.clear()
+        new = None if shard is None else self._exchange.new(shard)
+        if new is None or new.header is None:
+            return
+        self._header.update(new.header)
+        for name, row in new.rows.items():
+            self._rows.put(name, row)
+        for number, batch in new.waiting.items():
+            self._waiting.put(number, batch)
+        for user_id, tombstone in new.tombstones.items():
+            self._tombstones.put(user_id, tombstone)
 
 
 class PublishTilesFunction(ProcessFunction):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,23 @@ class ModelError(ValueError):
 
 class Diverged(Exception):
     """Learning a record would have left a weight non-finite or out of bounds; the model is as before."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where in the weights of a row lies what must be aligned before rows of several models are averaged.
+
+    Attributes
+    ----------
+    bias
+        The column of the bias; None without.
+    vectors
+        The first columns of all that turns with the factor space, each ``n_factors`` wide: the row's vector, and what
+        an optimiser keeps beside it that is linear in the gradients.
+    """
+
+    bias: int | None
+    vectors: tuple[int, ...]
 
 
 class RowModel(ABC):
@@ -114,3 +132,17 @@ class RowModel(ABC):
 
     @abstractmethod
     def global_mean(self) -> float: ...
+
+    @abstractmethod
+    def columns(self, family: str) -> Columns:
+        """How rows of several models are merged.
+
+        Raises
+        ------
+        ModelError
+            If they can't be: they hold more than weights and what is linear in the gradients.
+        """
+
+    @abstractmethod
+    def pool(self, n: int, global_mean: float) -> None:
+        """Takes ``global_mean`` for that of ``n`` records; nothing where the model has none."""

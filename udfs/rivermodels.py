@@ -11,15 +11,17 @@ from typing import Any, Final
 
 import numpy as np
 import orjson
-from river import reco, stats
+from river import optim, reco, stats
 
 from udfs.draws import Draws, decode_generator, encode_generator
 from udfs.ids import Group, Ids
-from udfs.models import ITEM, USER, Array, Diverged, ModelError, RowModel
+from udfs.models import ITEM, USER, Array, Columns, Diverged, ModelError, RowModel
 
 _PROBE: Final = "probe"
 _LARGEST: Final = sys.float_info.max
 _ROW_LAYOUT: Final = 1
+# Their slots are sums of gradients: they turn with the vectors, and a mean of them is as good as a mean of weights.
+_LINEAR: Final = (optim.Momentum, optim.NesterovMomentum)
 
 
 @dataclass(frozen=True)
@@ -365,3 +367,25 @@ class RiverRanker(RowModel):
 
     def global_mean(self) -> float:
         return 0.0 if self._mean is None else float(self._mean.get())
+
+    def columns(self, family: str) -> Columns:
+        bias, vectors, at = None, [], 0
+        for table in self.kind.tables:
+            if table.family != family:
+                continue
+            slots, optimizer = self._slots[table.optimizer], self._optimizers[table.optimizer]
+            if slots and not isinstance(optimizer, _LINEAR):
+                raise ModelError(
+                    f"model: rows learned with {type(optimizer).__name__} hold {', '.join(slots)}, which can't be "
+                    "carried from one factor space to another; those of SGD, Momentum and NesterovMomentum can"
+                )
+            if table.is_vector:
+                vectors = [at + place * self.n_factors for place in range(1 + len(slots))]
+            else:
+                bias = at
+            at += (1 + len(slots)) * (self.n_factors if table.is_vector else 1)
+        return Columns(bias, tuple(vectors))
+
+    def pool(self, n: int, global_mean: float) -> None:
+        if self._mean is not None:
+            self._mean.n, self._mean._mean = float(n), global_mean

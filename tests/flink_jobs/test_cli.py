@@ -307,6 +307,6 @@ def test_health_tells_by_its_exit_code(invoke: Invoke, redis_url: str, redis_con
 
 def test_version_and_help(invoke: Invoke) -> None:
     assert invoke("--version").stdout.startswith("freshet, version ")
-    for command in ("run", "check", "user", "item", "recommend", "similar", "delete-user"):
+    for command in ("run", "check", "reshard", "user", "item", "recommend", "similar", "delete-user"):
         assert invoke(command, "-h").exit_code == 0
         assert command in invoke("-h").stdout

@@ -66,6 +66,11 @@ def test_other_settings_are_refused(name: str, now: object) -> None:
     assert "--fresh" in message and "--state-dir" in message
 
 
+def test_other_shards_are_refused_with_the_command_that_moves_them() -> None:
+    with pytest.raises(SettingsError, match="freshet reshard --shards 5 and the other options of the run"):
+        may_go_on(MANIFEST, {**FIXED, "shards": 5}, "generator")
+
+
 def test_another_input_waits_for_the_end_of_this_one() -> None:
     stopped = replace(MANIFEST, ended=False, source="file:a")
     with pytest.raises(SettingsError, match=r"^source: .*'file:a'.*'file:b'"):
