@@ -86,7 +86,11 @@ def prepare_process(logs: Path) -> None:
 
 
 def configuration(settings: Settings, checkpoints: Path, restore: str | None, python: Path) -> dict[str, str]:
-    """Flink's configuration of a local run, by Flink's own names; ``python`` is what starts its workers."""
+    """Flink's configuration of a local run, by Flink's own names; ``python`` is what starts its workers.
+
+    What the settings say of Flink's options goes before our own choices; those that are not to be chosen, the settings
+    have refused.
+    """
     parallelism = str(settings.parallelism)
     values = {
         "parallelism.default": parallelism,
@@ -105,7 +109,11 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         "taskmanager.bind-host": "localhost",
         "state.backend.type": "hashmap",
         "execution.checkpointing.interval": f"{span_ms(settings.checkpoint_interval)} ms",
+        "execution.checkpointing.mode": "EXACTLY_ONCE",
         "execution.checkpointing.dir": checkpoints.as_uri(),
+        # A checkpoint that fails costs nothing but a longer replay, and a restart would bring it no nearer: a folder
+        # that is away for some minutes is waited for. A task that can take no snapshot at all is restarted in the end.
+        "execution.checkpointing.tolerable-failed-checkpoints": "30",
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
         # What fails again and again is given up; what failed weeks ago does not count.
         "restart-strategy.type": "exponential-delay",
@@ -129,6 +137,7 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         # Each user has about one event a window: a first phase that merges nothing only costs.
         "table.optimizer.agg-phase-strategy": "ONE_PHASE",
     }
+    values |= settings.flink
     if restore is not None:
         values["execution.state-recovery.path"] = restore
         # A source of another kind, and windows of an input that has ended, have left nothing to take up.
@@ -149,12 +158,16 @@ def environments(values: dict[str, str]) -> tuple[Any, Any]:
     return env, StreamTableEnvironment.create(env)
 
 
+def execute_here(env: Any) -> Any:
+    """Submits the job to a cluster in this process, which ends with it; returns Flink's own client of the job."""
+    return env.execute_async("freshet")._j_job_client
+
+
 class RunningJob:
-    """A submitted job, as the run handles it."""
+    """A submitted job, as the run handles it; ``client`` is Flink's own, in Java."""
 
     def __init__(self, client: Any) -> None:
-        self._client = client
-        self._java = client._j_job_client
+        self._java = client
 
     @property
     def status(self) -> str:

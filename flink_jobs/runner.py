@@ -19,7 +19,14 @@ from rich.console import Console
 
 from flink_jobs.catalogue import load_catalogue
 from flink_jobs.embedded import embedded_redis
-from flink_jobs.flink import JobFailed, RunningJob, configuration, environments, prepare_process
+from flink_jobs.flink import (
+    JobFailed,
+    RunningJob,
+    configuration,
+    environments,
+    execute_here,
+    prepare_process,
+)
 from flink_jobs.nursery import Nursery, nursery
 from flink_jobs.progress import Display, Monitor, Standing, Watchdog, summary_table
 from flink_jobs.settings import Resolved, SettingsError
@@ -51,6 +58,7 @@ def run(
     console: Console,
     adapt: Callable[[Job], Job] = lambda job: job,
     interrupted: threading.Event | None = None,
+    execute: Callable[[Any], Any] = execute_here,
 ) -> dict[str, Any]:
     """Runs the job until its input ends or it is interrupted; returns the summary.
 
@@ -60,6 +68,8 @@ def run(
         Changes parts of the job before it is submitted: a model of your own, say, or one that takes notes.
     interrupted
         Stops the run when it is set; by default Ctrl-C and SIGTERM do.
+    execute
+        Submits what is built in an environment, and returns Flink's client of the job: to another cluster, say.
 
     Raises
     ------
@@ -100,7 +110,7 @@ def run(
         prepare_process(folder.logs)
         console.print("starting Flink" + (f" from {Path(snapshot).name}" if snapshot else ""), highlight=False)
         parts = adapt(_job(resolved, manifest, url, files, run_id, submission))
-        job = _submit(parts, resolved, folder, snapshot, workers.launcher)
+        job = _submit(parts, resolved, folder, snapshot, workers.launcher, execute)
         with Display(console) as display:
             watchdog = Watchdog(_patience(resolved))
             complete = _watch(job, monitor, display, stopping, watchdog, workers)
@@ -325,12 +335,19 @@ def _job(
     )
 
 
-def _submit(job: Job, resolved: Resolved, folder: StateFolder, snapshot: str | None, python: Path) -> RunningJob:
+def _submit(
+    job: Job,
+    resolved: Resolved,
+    folder: StateFolder,
+    snapshot: str | None,
+    python: Path,
+    execute: Callable[[Any], Any],
+) -> RunningJob:
     from flink_jobs.topology import build as build_topology
 
     env, table_env = environments(configuration(resolved.settings, folder.checkpoints, snapshot, python))
     build_topology(env, table_env, job)
-    return RunningJob(env.execute_async("freshet"))
+    return RunningJob(execute(env))
 
 
 def _patience(resolved: Resolved) -> float:
