@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,8 @@ from flink_jobs.shardkeys import MAX_PARALLELISM
 from serving.schema import span_ms
 
 _JAVA_VERSIONS: Final = (17, 21)
-_STOP_SECONDS: Final = 60.0
+_GONE: Final = "has already been shut down"
+_ENDED: Final = ("FAILED", "CANCELED", "FINISHED")
 
 _SENTENCES: Final = ("PublishError", "Fenced", "ValueError", "InputError")
 
@@ -41,6 +42,10 @@ class JavaError(RuntimeError):
 
 class JobFailed(RuntimeError):
     """The job failed for good; the message holds the cause."""
+
+
+class StopRefused(RuntimeError):
+    """No savepoint could be taken just now; the message holds the cause."""
 
 
 def find_java() -> str:
@@ -170,6 +175,11 @@ class RunningJob:
         self._java = client
 
     @property
+    def ended(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self.status in _ENDED
+
+    @property
     def status(self) -> str:
         from py4j.protocol import Py4JJavaError
 
@@ -177,7 +187,7 @@ class RunningJob:
             return str(self._java.getJobStatus().get().name())
         except Py4JJavaError as error:
             # A local cluster ends with its job; one that nobody stopped has failed.
-            if "has already been shut down" in str(error):
+            if _GONE in str(error):
                 return "FAILED"
             raise
 
@@ -191,34 +201,57 @@ class RunningJob:
             return JobFailed(root_cause(str(error)))
         return JobFailed("the job ended, but its input did not")
 
-    def stop(self, savepoints: Path, *, drain: bool) -> str:
+    @property
+    def attempt(self) -> int:
+        """How often Flink has started the job anew; -1 where it has ended."""
+        from py4j.protocol import Py4JJavaError
+
+        # No public call tells; the local client keeps its cluster to itself.
+        field = self._java.getClass().getDeclaredField("miniCluster")
+        field.setAccessible(True)
+        try:
+            graph = field.get(self._java).getExecutionGraph(self._java.getJobID()).get()
+        except Py4JJavaError as error:
+            if _GONE in str(error):
+                return -1
+            raise
+        vertices = graph.getAllExecutionVertices().iterator()
+        attempts = []
+        while vertices.hasNext():
+            attempts.append(int(vertices.next().getCurrentExecutionAttempt().getAttemptNumber()))
+        return max(attempts)
+
+    def stop(self, savepoints: Path, *, drain: bool, meanwhile: Callable[[], None]) -> str:
         """Ends the job with a savepoint, and gives its path.
 
         Parameters
         ----------
         drain
             The input has ended: let all windows close first.
+        meanwhile
+            Called again and again while it takes.
 
         Raises
         ------
+        StopRefused
+            If no savepoint could be taken and the job goes on: a task failed meanwhile, or has not started yet.
         JobFailed
-            If no savepoint could be taken.
+            If the job failed for good.
         """
         from py4j.protocol import Py4JJavaError
         from pyflink.java_gateway import get_gateway
 
         savepoints.mkdir(parents=True, exist_ok=True)
         kinds = get_gateway().jvm.org.apache.flink.core.execution.SavepointFormatType
-        deadline = time.monotonic() + _STOP_SECONDS
-        while True:
-            try:
-                # PyFlink's own stop_with_savepoint lacks the format that Flink 2 asks for.
-                uri = self._java.stopWithSavepoint(drain, savepoints.as_uri(), kinds.NATIVE).get()
-                break
-            except Py4JJavaError as error:
-                if self.status in ("FAILED", "CANCELED", "FINISHED") or time.monotonic() > deadline:
-                    raise JobFailed(f"no savepoint could be taken: {root_cause(str(error))}") from error
-                time.sleep(0.5)  # some task has not started yet, or is restarting
+        try:
+            # PyFlink's own stop_with_savepoint lacks the format that Flink 2 asks for.
+            answer = self._java.stopWithSavepoint(drain, savepoints.as_uri(), kinds.NATIVE)
+            while not answer.isDone():
+                meanwhile()
+            uri = answer.get()
+        except Py4JJavaError as error:
+            why = f"no savepoint could be taken: {root_cause(str(error))}"
+            raise (JobFailed if self.ended else StopRefused)(why) from error
         self._java.getJobExecutionResult().get()
         return str(uri).removeprefix("file:")
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from serving.schema import Keys
+from serving.schema import Field, Keys
 from udfs.metrics import pooled, since, values
 
 _PLAIN_SECONDS: Final = 5.0
@@ -32,6 +32,11 @@ class Standing:
         The input has ended, and all of it is learned.
     fenced
         A job that was submitted later has taken over the prefix.
+    attempt
+        Which of Flink's attempts at the job has written the ledger. Before the next one has, what is known is of
+        the last.
+    alive
+        When the intake (``""``) and each shard's learner (its number) were last there, by their wall clock in ms.
     """
 
     events: dict[str, int]
@@ -48,6 +53,8 @@ class Standing:
     complete: bool = False
     latest: tuple[str, str] | None = None
     fenced: bool = False
+    attempt: int = 0
+    alive: dict[str, int] = field(default_factory=dict)
 
 
 class Monitor:
@@ -141,33 +148,42 @@ def standing(
             and events["pending"] == 0
         ),
         latest=tuple(latest) if latest else None,
+        attempt=int(ledger.get(Field.ATTEMPT.encode(), 0)),
+        alive={
+            name.decode().removeprefix(Field.ALIVE).removeprefix(":"): int(moment)
+            for name, moment in ledger.items()
+            if name.startswith(Field.ALIVE.encode())
+        },
     )
 
 
 class Watchdog:
-    """Tells when a job hangs: its status is RUNNING, and nothing comes of it.
+    """Tells when a job hangs: its status is RUNNING, and some part of it does nothing.
 
     Parameters
     ----------
     patience
-        Seconds without progress, after there has been some. Twice as long each time in a row: what is restored after
-        the workers were ended may take a while.
+        Seconds that a mark may stay as it is. Twice as long each time in a row: what is restored after the workers
+        were ended may take a while.
     """
 
     def __init__(self, patience: float) -> None:
         self._patience = self._now_patience = patience
-        self._mark: object = None
-        self._since = 0.0
+        self._marks: dict[str, tuple[object, float]] = {}
+        self._hung: str | None = None
 
-    def hung(self, standing: Standing, now: float) -> bool:
-        """Whether the time is up; ``now`` is a monotonic clock in seconds."""
-        mark = (standing.events, standing.writes, standing.published_at)
-        if mark != self._mark:
-            self._mark, self._since, self._now_patience = mark, now, self._patience
+    def hung(self, marks: Mapping[str, object], now: float) -> bool:
+        """Whether one of the marks has stayed as it is for too long; ``now`` is a monotonic clock in seconds."""
+        for name, mark in marks.items():
+            if name not in self._marks or self._marks[name][0] != mark:
+                self._marks[name] = mark, now
+                if name == self._hung:
+                    self._hung, self._now_patience = None, self._patience
+        oldest = min(marks, key=lambda name: self._marks[name][1], default=None)
+        if oldest is None or now - self._marks[oldest][1] < self._now_patience:
             return False
-        if not standing.writes or now - self._since < self._now_patience:
-            return False
-        self._since, self._now_patience = now, 2 * self._now_patience
+        self._hung, self._now_patience = oldest, 2 * self._now_patience
+        self._marks = {name: (mark, now) for name, mark in marks.items()}
         return True
 
 

@@ -8,7 +8,7 @@ import importlib.metadata
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +22,7 @@ from flink_jobs.embedded import embedded_redis
 from flink_jobs.flink import (
     JobFailed,
     RunningJob,
+    StopRefused,
     configuration,
     environments,
     execute_here,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS: Final = 0.2
 _HUNG_SECONDS: Final = 30.0  # beyond the time that a write may wait for Redis
+_STOP_SECONDS: Final = 60.0
 _DIVERGED_SHARE: Final = 0.01
 _LATE_SHARE: Final = 0.05
 
@@ -112,9 +114,9 @@ def run(
         parts = adapt(_job(resolved, manifest, url, files, run_id, submission))
         job = _submit(parts, resolved, folder, snapshot, workers.launcher, execute)
         with Display(console) as display:
-            watchdog = Watchdog(_patience(resolved))
-            complete = _watch(job, monitor, display, stopping, watchdog, workers)
-        savepoint = job.stop(folder.savepoints, drain=complete)
+            patience = _HUNG_SECONDS + span_ms(settings.redis_client.patience) / 1_000
+            watch = _Watch(job, monitor, display, Watchdog(patience), workers, stopping)
+            complete, savepoint = watch.until_stopped(folder.savepoints)
         manifest = replace(manifest, savepoint=savepoint, ended=complete, part=manifest.part + complete)
         folder.store(manifest)
         folder.drop_snapshots_but(savepoint)
@@ -350,46 +352,86 @@ def _submit(
     return RunningJob(execute(env))
 
 
-def _patience(resolved: Resolved) -> float:
-    """Seconds without any progress that nothing but a hung worker explains."""
-    settings = resolved.settings
-    rate = settings.generator.rate if settings.source == GENERATOR else 0.0
-    return _HUNG_SECONDS + span_ms(settings.redis_client.patience) / 1_000 + (3 / rate if rate else 0.0)
+class _Watch:
+    """A job from its submission to its savepoint: shows its progress, and ends workers that hang."""
 
+    def __init__(
+        self,
+        job: RunningJob,
+        monitor: Monitor,
+        display: Display,
+        watchdog: Watchdog,
+        workers: Nursery,
+        interrupted: threading.Event,
+    ) -> None:
+        self._job = job
+        self._monitor = monitor
+        self._display = display
+        self._watchdog = watchdog
+        self._workers = workers
+        self._interrupted = interrupted
+        self._standing = Standing({"read": 0})
 
-def _watch(
-    job: RunningJob,
-    monitor: Monitor,
-    display: Display,
-    interrupted: threading.Event,
-    watchdog: Watchdog,
-    workers: Nursery,
-) -> bool:
-    """Shows progress until the input is learned (True) or an interrupt comes (False); ends workers that hang."""
-    standing = Standing({"read": 0})
-    while True:
+    def until_stopped(self, savepoints: Path) -> tuple[bool, str]:
+        """Whether the whole input was learned, and the savepoint.
+
+        Raises
+        ------
+        JobFailed
+            If the job failed for good, or goes on but gives no savepoint.
+        """
+        refused: dict[int, float] = {}  # since when, by attempt: what a restart has mended is no reason to give up
+        while True:
+            complete = self._until_done()
+            try:
+                return complete, self._job.stop(savepoints, drain=complete, meanwhile=self._while_stopping)
+            except StopRefused as error:
+                since = refused.setdefault(self._job.attempt, time.monotonic())
+                if time.monotonic() - since > _STOP_SECONDS:
+                    raise JobFailed(str(error)) from error
+                time.sleep(_POLL_SECONDS)
+
+    def _until_done(self) -> bool:
+        """True when the input is learned, False when an interrupt came."""
+        while True:
+            standing = self._look("")
+            if standing.fenced:
+                self._job.cancel()
+                raise JobFailed(
+                    "another job, submitted later, writes under the same prefix: this one has ended for good. What it "
+                    "learned since its last checkpoint is lost; go on with the other, or give one of them another "
+                    "--prefix"
+                )
+            if self._job.ended:
+                raise self._job.failure()
+            # After a restart Redis is ahead of the job, until the job has caught up.
+            if standing.complete and standing.attempt == self._job.attempt:
+                return True
+            if self._interrupted.is_set():
+                return False
+            self._end_if_hung(standing.alive)
+            self._interrupted.wait(_POLL_SECONDS)
+
+    def _while_stopping(self) -> None:
+        standing = self._look(", stopping")
+        # Windows that close write; that nobody has beats any more is as it should be.
+        self._end_if_hung({"stop": (standing.writes, standing.published_at, standing.alive)})
+        time.sleep(_POLL_SECONDS)
+
+    def _look(self, note: str) -> Standing:
         try:
-            standing, away = monitor.standing(), ""
+            self._standing = self._monitor.standing()
         except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
-            away = ", Redis does not answer"  # the job waits for it, and fails when it has waited too long
-        status = job.status
-        display.show(standing, status.lower() + away)
-        if standing.fenced:
-            job.cancel()
-            raise JobFailed(
-                "another job, submitted later, writes under the same prefix: this one has ended for good. What it "
-                "learned since its last checkpoint is lost; go on with the other, or give one of them another --prefix"
+            note += ", Redis does not answer"  # the job waits for it, and fails when it has waited too long
+        self._display.show(self._standing, self._job.status.lower() + note)
+        return self._standing
+
+    def _end_if_hung(self, marks: Mapping[str, object]) -> None:
+        if self._watchdog.hung(marks, time.monotonic()):
+            self._display.say(
+                "no progress: ending the workers, which seem to hang; the job goes on from its checkpoint"
             )
-        if status in ("FAILED", "CANCELED", "FINISHED"):
-            raise job.failure()
-        if standing.complete:
-            return True
-        if interrupted.is_set():
-            return False
-        if watchdog.hung(standing, time.monotonic()):
-            display.say("no progress: ending the workers, which seem to hang; the job goes on from its checkpoint")
-            workers.end_workers()
-        interrupted.wait(_POLL_SECONDS)
+            self._workers.end_workers()
 
 
 # -------------------------------------------------------------------------------------------------- after

@@ -21,7 +21,7 @@ _SCRIPTS: Final = Path(__file__).parent
 
 
 class Field:
-    """The names of the fields of an entity's hash."""
+    """The names of the fields of an entity's hash, and of the ledger's last two."""
 
     VECTOR = "vector"
     BIAS = "bias"
@@ -34,6 +34,8 @@ class Field:
     SESSION = "session"
     CATALOGUE = "catalogue"
     TILE = "t:"
+    ATTEMPT = "attempt"
+    ALIVE = "alive_at"
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,12 @@ BATCH: Final = BYTES  # by the key of its shard
 TILE_FEED: Final = OutputTag("tile-feed", Types.ROW_NAMED(["events", "watermark"], [Types.STRING(), Types.LONG()]))
 DEAD_LETTERS: Final = OutputTag("dead-letters", Types.STRING())
 
+# In place of a chunk or a batch: nothing came, and who sends it is there. The reader sends one when it starts and now
+# and then; intake and learners note in Redis that they are there, find out whether Redis still has what it was given,
+# and are otherwise as before.
+_BEAT: Final = b""
+_BEAT_MS: Final = 5_000
+
 
 def _calm_collector() -> None:
     """Makes Python's cycle collector rare: batches are many small objects without cycles, and each pass over
@@ -56,12 +62,17 @@ class ReadFunction(KeyedProcessFunction):
     def open(self, runtime_context: RuntimeContext) -> None:
         self._position = runtime_context.get_state(ValueStateDescriptor(State.POSITION, BYTES))
         self._feed: Feed | None = None
+        self._beat_at = 0
 
-    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> None:
+    def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterator[Row]:
         if self._feed is None:
             self._feed = self._open_feed()
             self._feed.seek(self._position.value())
             self._again(ctx)
+        now = ctx.timer_service().current_processing_time()
+        if now - self._beat_at >= _BEAT_MS:
+            self._beat_at = now
+            yield Row(ctx.get_current_key(), _BEAT)
 
     def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterator[Row]:
         feed = self._feed
@@ -93,6 +104,7 @@ class IntakeFunction(KeyedProcessFunction):
         self._header = runtime_context.get_state(ValueStateDescriptor(State.INTAKE_HEADER, BYTES))
         self._blobs = runtime_context.get_map_state(MapStateDescriptor(State.INTAKE_BLOBS, Types.STRING(), BYTES))
         self._intake: Intake | None = None
+        self._attempt = runtime_context.get_attempt_number()
         _calm_collector()
         self._publisher = self._make_publisher()
 
@@ -101,19 +113,27 @@ class IntakeFunction(KeyedProcessFunction):
 
     def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         intake = self._intake or self._restored()
+        if value == _BEAT:
+            self._note(intake)
+            for key in self._shard_keys:
+                yield Row(key, _BEAT)
+            return
         result = intake.process(Chunk.decode(value), time.time_ns() // 1_000_000)
         for name, blob in result.puts.items():
             self._blobs.put(name, blob)
         for name in result.removes:
             self._blobs.remove(name)
         self._header.update(intake.header)
-        self._publisher.ledger(intake.ledger_fields())
+        self._note(intake)
         if result.dead_letters:
             yield DEAD_LETTERS, "\n".join(result.dead_letters)
         for feed in result.tile_feeds:
             yield TILE_FEED, Row(*feed)
         for shard, batch in result.batches.items():
             yield Row(self._shard_keys[shard], batch)
+
+    def _note(self, intake: Intake) -> None:
+        self._publisher.ledger(intake.ledger_fields(), self._attempt)
 
     def _restored(self) -> Intake:
         self._intake = Intake(self._config)
@@ -155,6 +175,10 @@ class LearnFunction(KeyedProcessFunction):
     def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         key = ctx.get_current_key()
         learner = self._learners.get(key) or self._restored(key)
+        if value == _BEAT:
+            self._assure(key, learner)
+            self._publisher.alive(self._shard_of[key])
+            return
         batch = Batch.decode(value)
         number = learner.batch_number
         for learned in learner.process(batch):
@@ -172,13 +196,21 @@ class LearnFunction(KeyedProcessFunction):
         if waiting is not None:
             self._waiting.put(number, waiting)
         self._header.update(learner.header())
+        self._publisher.alive(self._shard_of[key])
 
     def _publish(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> None:
-        before, expected = self._write(key, learner, encoded), self._acknowledged.get(key)
-        if expected is not None and (before or b"") < expected:
-            # Redis was wiped, or put back to an older state: what it has lost comes back from ours.
-            self._write(key, learner, learner.encode(learner.everything()))
+        self._again_if_lost(key, learner, self._write(key, learner, encoded))
         self._acknowledged[key] = version(self._epoch, learner.batch_number)
+
+    def _assure(self, key: str, learner: Learner) -> None:
+        """Finds out whether Redis still has what it has acknowledged, which a batch does by the way."""
+        if key in self._acknowledged:
+            self._again_if_lost(key, learner, self._publisher.published_version(self._shard_of[key]))
+
+    def _again_if_lost(self, key: str, learner: Learner, known: bytes | None) -> None:
+        """Writes all rows where Redis was wiped or put back; ``known`` is the version of the header that it had."""
+        if (known or b"") < self._acknowledged.get(key, b""):
+            self._write(key, learner, learner.encode(learner.everything()))
 
     def _write(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> bytes | None:
         """Publishes rows and the header; returns the version of the header that Redis had before."""
@@ -196,8 +228,7 @@ class LearnFunction(KeyedProcessFunction):
         learner.restore(header, rows, self._waiting.items())
         # A checkpoint covers only what Redis has acknowledged.
         self._acknowledged[key] = version(self._epoch, learner.batch_number)
-        if (self._publisher.published_version(self._shard_of[key]) or b"") < self._acknowledged[key]:
-            self._write(key, learner, learner.encode(learner.everything()))
+        self._assure(key, learner)
         return learner
 
 

@@ -7,6 +7,7 @@ did not arrive. Redis away: it tries again with backoff, then raises, and Flink 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import re
 import time
@@ -75,6 +76,7 @@ class Publisher:
         self._submission = submission
         self._ttl = ttl
         self._patience = patience
+        self._alive_at: dict[int, float] = {}
         self._scripts = {name: script("fenced") + script(name) for name in _SCRIPTS}
         self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}
 
@@ -152,8 +154,17 @@ class Publisher:
             raise errors[0]
         return answers[len(self._scripts) :]
 
-    def ledger(self, fields: Mapping[str, bytes | str | int]) -> None:
-        """Writes the log's ledger, whole."""
+    def ledger(self, fields: Mapping[str, bytes | str | int], attempt: int = 0) -> None:
+        """Writes the log's ledger, whole, and which of Flink's attempts at the job has written it."""
+        self._note({**fields, Field.ATTEMPT: attempt, Field.ALIVE: time.time_ns() // 1_000_000})
+
+    def alive(self, shard: int) -> None:
+        """Notes, once a second at the most, that a shard's learner is there."""
+        if time.monotonic() - self._alive_at.get(shard, -math.inf) >= 1.0:
+            self._note({f"{Field.ALIVE}:{shard}": time.time_ns() // 1_000_000})
+            self._alive_at[shard] = time.monotonic()
+
+    def _note(self, fields: Mapping[str, bytes | str | int]) -> None:
         words = ["HSET", self.keys.ledger, *(word for pair in fields.items() for word in pair)]
         self._patiently(lambda: self._run([("note", [], words)]))
 

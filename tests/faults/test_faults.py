@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 from flink_jobs import runner
 from flink_jobs.embedded import embedded_redis
-from flink_jobs.flink import JobFailed
+from flink_jobs.flink import JobFailed, RunningJob
 from serving import Client
 from serving.client import Unreachable
 from serving.connection import connect
@@ -161,6 +162,35 @@ def test_a_worker_that_hangs_is_ended(
         assert summary["metrics"] == expected["metrics"] and balanced(summary["events"])
         assert all_fields(connect(url)) == fields
         assert stored_rows(tmp_path / "notes") == rows
+
+
+@pytest.mark.parametrize("fault", ["kill_worker", "stop_worker"])
+def test_a_worker_that_fails_while_the_job_stops(
+    fault: str, source: str, undisturbed: Left, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis has all by then, the state that is restored has not: it must be learned again before it is saved."""
+    expected, fields, rows = undisturbed
+    monkeypatch.setattr(runner, "_HUNG_SECONDS", 2.0)
+    stop, stops = RunningJob.stop, 0
+
+    def failing(self: RunningJob, *args: Any, **kwargs: Any) -> str:
+        nonlocal stops
+        stops += 1
+        if stops == 1:
+            print(ALL[fault](random.Random(5), None))
+        return stop(self, *args, **kwargs)
+
+    monkeypatch.setattr(RunningJob, "stop", failing)
+    with embedded_redis((tmp_path / "redis").resolve()) as url:
+        settings = {**SETTINGS, "source": source, "redis_client.patience": "1s", "checkpoint_interval": "1h"}
+        summary = run_job(tmp_path, settings, notes=tmp_path / "notes")
+        assert stops > 1
+        assert summary["metrics"] == expected["metrics"] and balanced(summary["events"])
+        assert all_fields(connect(url)) == fields
+        assert stored_rows(tmp_path / "notes") == rows
+        # The savepoint has it all: nothing is left to learn.
+        again = run_job(tmp_path, {**SETTINGS, "source": source})
+        assert again["events"]["read"] == 0 and again["metrics"] == expected["metrics"]
 
 
 def test_a_job_that_was_replaced_ends_for_good(source: str, tmp_path: Path) -> None:

@@ -217,8 +217,18 @@ def test_a_session_never_goes_backwards(publisher: Publisher, redis_connection: 
 
 
 def test_the_ledger_is_written_whole(publisher: Publisher, redis_connection: Any) -> None:
-    publisher.ledger({"epoch": 5, "counts": b"{}"})
-    assert redis_connection.hgetall("p:ledger") == {b"epoch": b"5", b"counts": b"{}"}
+    publisher.ledger({"epoch": 5, "counts": b"{}"}, attempt=2)
+    stored = redis_connection.hgetall("p:ledger")
+    assert int(stored.pop(b"alive_at")) > T0
+    assert stored == {b"epoch": b"5", b"counts": b"{}", b"attempt": b"2"}
+
+
+def test_a_learner_says_that_it_is_there_once_a_second(publisher: Publisher, redis_connection: Any) -> None:
+    publisher.alive(3)
+    assert int(redis_connection.hget("p:ledger", "alive_at:3")) > T0
+    redis_connection.delete("p:ledger")
+    publisher.alive(3)
+    assert not redis_connection.exists("p:ledger")
 
 
 # -------------------------------------------------------------------------------------- Redis is away
@@ -327,7 +337,7 @@ def test_a_lost_fence_is_put_up_again(redis_url: str, redis_connection: Any) -> 
     newer.ledger({"read": 2})
     with pytest.raises(Fenced):
         older.ledger({"read": 3})
-    assert redis_connection.hgetall("p:ledger") == {b"read": b"2"}
+    assert redis_connection.hget("p:ledger", "read") == b"2"
 
 
 def test_many_items_are_noted_in_parts(publisher: Publisher, redis_connection: Any) -> None:
