@@ -199,7 +199,7 @@ class LearnFunction(KeyedProcessFunction):
         self._publisher.alive(self._shard_of[key])
 
     def _publish(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> None:
-        self._again_if_lost(key, learner, self._write(key, learner, encoded))
+        self._again_if_lost(key, learner, self._write(key, learner, encoded, self._acknowledged.get(key, b"")))
         self._acknowledged[key] = version(self._epoch, learner.batch_number)
 
     def _assure(self, key: str, learner: Learner) -> None:
@@ -212,11 +212,12 @@ class LearnFunction(KeyedProcessFunction):
         if (known or b"") < self._acknowledged.get(key, b""):
             self._write(key, learner, learner.encode(learner.everything()))
 
-    def _write(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> bytes | None:
-        """Publishes rows and the header; returns the version of the header that Redis had before."""
+    def _write(self, key: str, learner: Learner, encoded: dict[str, EncodedRows], after: bytes = b"") -> bytes | None:
+        """Publishes rows, and the header unless Redis has lost the one of version ``after``; returns the version of the
+        header that Redis had before."""
         shard = self._shard_of[key]
         return self._publisher.learned(
-            *learned_entities(learner, encoded, self._publisher.keys, shard, len(self._shard_of), self._epoch)
+            *learned_entities(learner, encoded, self._publisher.keys, shard, len(self._shard_of), self._epoch), after
         )
 
     def _restored(self, key: str) -> Learner:

@@ -83,34 +83,48 @@ class Publisher:
     def close(self) -> None:
         self._redis.close()
 
-    def learned(self, entities: Sequence[Entity], items: Mapping[str, Mapping[str, int]]) -> bytes | None:
+    def learned(
+        self, entities: Sequence[Entity], items: Mapping[str, Mapping[str, int]], after: bytes = b""
+    ) -> bytes | None:
         """Writes learned fields, and notes the items in the sets ``items`` (key to ids and their ``seq``).
 
         Retried as a whole: every write is idempotent. Returns the version that the last entity had before, None if
         Redis did not know it: where that is the shard's header, it tells whether Redis still has what it was given.
+        If that is less than ``after``, the last entity is not written, so that it can still be told by who tries
+        again, or by a job that restarts before all is written again.
         """
         notes = [
             ("ZADD", key, "GT", *(word for item, seq in part for word in (seq, item)))
             for key, members in items.items()
             for part in _parts(list(members.items()))
         ]
-        before: bytes | None = self._patiently(lambda: self._write("publish_learned", [self._ttl], entities, notes))
+        before: bytes | None = self._patiently(lambda: self._write("publish_learned", entities, notes, [b""], [after]))
         return before
 
     def tiles(self, entities: Sequence[Entity], keep: Mapping[str, int]) -> None:
         """Writes closed windows; ``keep`` says for each span how many milliseconds of it stay."""
         spans = [len(keep), *(value for pair in keep.items() for value in pair)]
-        self._patiently(lambda: self._write("publish_tiles", [self._ttl, *spans], entities, []))
+        self._patiently(lambda: self._write("publish_tiles", entities, [], spans, spans))
 
     def _write(
-        self, name: str, head: Sequence[Any], entities: Sequence[Entity], notes: Sequence[tuple[Any, ...]]
+        self,
+        name: str,
+        entities: Sequence[Entity],
+        notes: Sequence[tuple[Any, ...]],
+        head: Sequence[Any],
+        last_head: Sequence[Any],
     ) -> Any:
-        """Runs a script over the entities, then the commands ``notes``; returns the script's last answer."""
+        """Runs a script over the entities, then the commands ``notes``; returns the script's last answer.
+
+        ``head`` goes before the entities of each call, in the last one ``last_head``.
+        """
 
         def calls() -> Iterator[Call]:
+            left = len(entities)
             for part in _parts(entities):
+                left -= len(part)
                 arguments = [argument for _, entity in part for argument in entity]
-                yield name, [key for key, _ in part], [*head, *arguments]
+                yield name, [key for key, _ in part], [self._ttl, *(head if left else last_head), *arguments]
             for note in notes:
                 yield "note", [], note
             # What was sent, and when, for reports: what a retry sends again counts again.

@@ -307,6 +307,24 @@ def test_it_says_what_redis_had_of_the_last(publisher: Publisher, redis_connecti
 # ----------------------------------------------------------------------------------------------- fence
 
 
+def test_a_header_does_not_come_back_without_the_rows(publisher: Publisher, redis_connection: Any) -> None:
+    """Not even when the first answer is lost, or the job dies before all rows are written again."""
+    header = ("p:model:0", [Field.VERSION, version(EPOCH, 8), 1, "seq", "8"])
+    rows = [(f"p:user:u{n}", [Field.VERSION, version(EPOCH, n), 1, "bias", "0"]) for n in range(700)]
+    for known in (None, version(EPOCH, 6)):
+        redis_connection.flushall()
+        if known is not None:
+            redis_connection.hset("p:model:0", Field.VERSION, known)
+        for _ in range(2):
+            assert publisher.learned([*rows, header], {}, version(EPOCH, 7)) == known
+            assert publisher.published_version(0) == known
+        assert len(redis_connection.keys("p:user:*")) == 700
+    for known in (version(EPOCH, 7), version(EPOCH, 8)):
+        redis_connection.hset("p:model:0", Field.VERSION, known)
+        assert publisher.learned([*rows, header], {}, version(EPOCH, 7)) == known
+        assert publisher.published_version(0) == version(EPOCH, 8)
+
+
 def test_submissions_go_up_also_by_a_clock_that_goes_back(redis_connection: Any) -> None:
     keys = Keys("p")
     assert [draw_submission(redis_connection, keys, now) for now in (T0, T0, T0 - 9, T0 + 9)] == [
