@@ -204,22 +204,42 @@ class RunningJob:
     @property
     def attempt(self) -> int:
         """How often Flink has started the job anew; -1 where it has ended."""
-        from py4j.protocol import Py4JJavaError
-
-        # No public call tells; the local client keeps its cluster to itself.
-        field = self._java.getClass().getDeclaredField("miniCluster")
-        field.setAccessible(True)
-        try:
-            graph = field.get(self._java).getExecutionGraph(self._java.getJobID()).get()
-        except Py4JJavaError as error:
-            if _GONE in str(error):
-                return -1
-            raise
+        graph = self._graph()
+        if graph is None:
+            return -1
         vertices = graph.getAllExecutionVertices().iterator()
         attempts = []
         while vertices.hasNext():
             attempts.append(int(vertices.next().getCurrentExecutionAttempt().getAttemptNumber()))
         return max(attempts)
+
+    @property
+    def checkpointing(self) -> tuple[int, int] | None:
+        """The checkpoint that is under way, and how many tasks have answered it; None where there is none."""
+        graph = self._graph()
+        stats = None if graph is None else graph.getCheckpointStatsSnapshot()
+        if stats is None:
+            return None
+        checkpoints = stats.getHistory().getCheckpoints().iterator()
+        while checkpoints.hasNext():
+            checkpoint = checkpoints.next()
+            if checkpoint.getStatus().isInProgress():
+                return int(checkpoint.getCheckpointId()), int(checkpoint.getNumberOfAcknowledgedSubtasks())
+        return None
+
+    def _graph(self) -> Any:
+        """What Flink knows of the job's tasks and checkpoints; None where it has ended."""
+        from py4j.protocol import Py4JJavaError
+
+        # No public call gives it; the local client keeps its cluster to itself.
+        field = self._java.getClass().getDeclaredField("miniCluster")
+        field.setAccessible(True)
+        try:
+            return field.get(self._java).getExecutionGraph(self._java.getJobID()).get()
+        except Py4JJavaError as error:
+            if _GONE in str(error):
+                return None
+            raise
 
     def stop(self, savepoints: Path, *, drain: bool, meanwhile: Callable[[], None]) -> str:
         """Ends the job with a savepoint, and gives its path.

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS: Final = 0.2
 _HUNG_SECONDS: Final = 30.0  # beyond the time that a write may wait for Redis
 _STOP_SECONDS: Final = 60.0
+_ASK_SECONDS: Final = 2.0  # between questions to Flink that take it some milliseconds
 _DIVERGED_SHARE: Final = 0.01
 _LATE_SHARE: Final = 0.05
 
@@ -371,6 +372,8 @@ class _Watch:
         self._workers = workers
         self._interrupted = interrupted
         self._standing = Standing({"read": 0})
+        self._checkpointing: tuple[int, int] | None = None
+        self._asked_at = 0.0
 
     def until_stopped(self, savepoints: Path) -> tuple[bool, str]:
         """Whether the whole input was learned, and the savepoint.
@@ -409,8 +412,14 @@ class _Watch:
                 return True
             if self._interrupted.is_set():
                 return False
-            self._end_if_hung(standing.alive)
+            self._end_if_hung(standing.alive | self._checkpoint_mark())
             self._interrupted.wait(_POLL_SECONDS)
+
+    def _checkpoint_mark(self) -> dict[str, object]:
+        """What must move while a checkpoint is under way: it finds a worker that hangs and has no beat."""
+        if time.monotonic() - self._asked_at >= _ASK_SECONDS:
+            self._asked_at, self._checkpointing = time.monotonic(), self._job.checkpointing
+        return {} if self._checkpointing is None else {"checkpoint": self._checkpointing}
 
     def _while_stopping(self) -> None:
         standing = self._look(", stopping")
