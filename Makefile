@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: run test lint bench lock clean
+.PHONY: run test chaos lint bench lock clean
 
 run: $(INSTALLED)
 	$(BIN)/freshet run $(ARGS)
@@ -15,6 +15,10 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+# Many faults over many events; prints a report and writes chaos.json. ARGS='--faults 30 --events 200000' for less.
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.faults.chaos $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -40,6 +40,8 @@ class Target:
         Is told when Redis loses what it acknowledged.
     struck
         When the fault struck, where that is not when it was called.
+    until
+        Events that must be learned before the stage ends: what is waited for, too.
     """
 
     client: Client
@@ -52,6 +54,7 @@ class Target:
     reader: Reader | None = None
     shards: int = 1
     struck: float | None = None
+    until: int = 0
 
     def learned(self) -> int:
         """How many events Redis says are learned; waits while it does not answer."""
@@ -375,6 +378,7 @@ class Injector:
             print(f"seed {self.seed}: {what}: went on after {self.done[-1].seconds:.1f} s", flush=True)
 
     def _wait(self, learned: int) -> None:
+        self.target.until = max(self.target.until, learned)
         deadline = time.monotonic() + self.patience
         while self.target.learned() < learned:
             if time.monotonic() > deadline:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flink_jobs.flink import JobFailed
 from flink_jobs.runner import run
 from flink_jobs.settings import Layer, resolve
 from serving import Client
@@ -32,7 +33,7 @@ from udfs.generator import BLOCK, Generator, GeneratorConfig
 SHARDS = 4
 FACTORS = 4
 _BEYOND = 1_000  # events: more than what is on its way when a fault strikes
-_AHEAD = 5_000  # events that may be read before they are learned
+_AHEAD = 2_000  # events that may be read before they are learned
 _ACCEPTED = 0.965  # a little less than the share of the generator's records that are learned
 
 
@@ -104,11 +105,16 @@ def run_leg(folder: Path, plan: Plan) -> Outcome:
     ):
         reader = Reader(server.url, watched, SHARDS)
         target = Target(Client(server.url), connection, server, proxy, None, state, traps, reader, SHARDS)
+        totals: dict[str, int] | None = None
         with reader, _pacing(target, plan, checkpoints):
-            totals = _stages(plan, target, outcome)
+            try:
+                totals = _stages(plan, target, outcome)
+            except JobFailed as error:
+                outcome.violations.append(f"the job failed: {error}")
         outcome.checkpoints = len(checkpoints)
         outcome.looked, outcome.regressions = reader.report["looked"], list(reader.report["wrong"])
-        _judge(plan, folder, target, totals, outcome)
+        if totals is not None:
+            _judge(plan, folder, target, totals, outcome)
     outcome.seconds = time.monotonic() - began
     return outcome
 
@@ -145,6 +151,7 @@ def _stages(plan: Plan, target: Target, outcome: Outcome) -> dict[str, int]:
         first = span * number
         starts = [first + span * (at + 1) // (len(stage.faults) + 1) for at in range(len(stage.faults))]
         target.cluster = Cluster(min(2, stage.parallelism))
+        target.until = 2 * plan.events if last else first + span
         stop = threading.Event()
         injector = Injector(target, stage.faults, plan.seed + number, _BEYOND, starts, _BEYOND, 240.0)
         thread = injector.start(then=lambda last=last, stop=stop: None if last else stop.set())  # type: ignore[misc]
@@ -247,8 +254,10 @@ def _pacing(target: Target, plan: Plan, checkpoints: set[tuple[str, int]]) -> It
         allowed = 0
         while not ended.wait(0.05):
             # Where Redis has lost its data, what was allowed before still is.
-            allowed = max(allowed, int(target.learned() / _ACCEPTED) + _AHEAD)
-            allow(traps, allowed if len(checkpoints) >= plan.checkpoints else min(allowed, plan.events - _AHEAD // 4))
+            learned = target.learned()
+            # No further than the stage needs: stopping may take a while.
+            allowed = max(allowed, min(int(learned / _ACCEPTED), int(target.until / _ACCEPTED)) + _AHEAD)
+            allow(traps, allowed if len(checkpoints) >= plan.checkpoints else min(allowed, plan.events - _AHEAD))
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
