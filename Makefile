@@ -29,6 +29,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.first_state
+	$(BIN)/python -m benchmarks.republish
 
 # The lock file pins the whole tree, with hashes; the project itself is installed on top of it.
 $(INSTALLED): requirements.lock pyproject.toml

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,7 +17,8 @@ from redis.exceptions import RedisError
 
 from flink_jobs.embedded import EmbeddedRedisError, embedded_redis
 from serving.client import Client, Learned, Recommendation, Unreachable
-from serving.schema import Tile
+from serving.connection import connect
+from serving.schema import Keys, Tile, span_ms
 
 FAILED, UNUSABLE, UNKNOWN = 1, 2, 3
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -99,29 +101,54 @@ def _job_installed() -> Iterator[None]:
         sys.exit(UNUSABLE)
 
 
-@cli.command()
-@_with(_RUN_OPTIONS)
-def run(**options: Any) -> None:
-    """Run the job until its input ends, or Ctrl-C; a second run goes on from there."""
+@contextlib.contextmanager
+def _job_errors() -> Iterator[None]:
+    """Ends the program with a sentence and its exit code where a job can't start, or fails."""
     with _job_installed():
-        from rich.console import Console
-
         from flink_jobs.flink import JavaError, JobFailed
-        from flink_jobs.runner import run as run_job
         from flink_jobs.settings import SettingsError
         from flink_jobs.state import StateError
         from udfs.publisher import PublishError
         from udfs.reading import InputError
     try:
-        run_job(_resolved(options), Console(highlight=False, soft_wrap=True))
+        yield
     except (SettingsError, InputError, StateError, JavaError) as error:
         _fail(str(error), UNUSABLE)
     except (JobFailed, Unreachable, EmbeddedRedisError, PublishError) as error:
         _fail(str(error), FAILED)
     except RedisError as error:
         _fail(f"Redis failed: {error}", FAILED)
-    except KeyboardInterrupt:
-        _fail("interrupted before a savepoint was taken; the next run goes on from the last checkpoint", FAILED)
+
+
+@cli.command()
+@_with(_RUN_OPTIONS)
+def run(**options: Any) -> None:
+    """Run the job until its input ends, or Ctrl-C; a second run goes on from there."""
+    with _job_errors():
+        from rich.console import Console
+
+        from flink_jobs.runner import run as run_job
+
+        try:
+            run_job(_resolved(options), Console(highlight=False, soft_wrap=True))
+        except KeyboardInterrupt:
+            _fail("interrupted before a savepoint was taken; the next run goes on from the last checkpoint", FAILED)
+
+
+@cli.command()
+@_with(_RUN_OPTIONS)
+def republish(**options: Any) -> None:
+    """Write all learned state to Redis again: give the options of the run that learned it.
+
+    A job that runs does it; for one that was stopped, its last snapshot is written. Nothing is learned.
+    """
+    with _job_errors():
+        from rich.console import Console
+
+        from flink_jobs.runner import republish as write_again
+
+        sent, seconds = write_again(_resolved(options), Console(highlight=False, soft_wrap=True))
+        click.echo(f"{sent:,} entities sent in {seconds:.1f} s")
 
 
 @cli.command()
@@ -151,21 +178,63 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+# -------------------------------------------------------------------------------------------------- health
+
+
+@cli.command()
+@_with(_LOOKUP_OPTIONS)
+@click.option("--max-age", default="60s", show_default=True, help="Of the last sign of life of each part.")
+@click.option("--max-checkpoint-age", default="10m", show_default=True, help="Of the last snapshot in --state-dir.")
+def health(redis: str, prefix: str, state_dir: Path, as_json: bool, max_age: str, max_checkpoint_age: str) -> None:
+    """Whether the job makes progress: exits with 0 if so, else with 1 and the reasons."""
+    with _job_errors(), _url(redis, state_dir) as url:
+        from flink_jobs.health import examine
+        from flink_jobs.settings import SettingsError
+        from flink_jobs.state import StateFolder
+
+        try:
+            limits = span_ms(max_age), span_ms(max_checkpoint_age)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+        folder = StateFolder(state_dir) if state_dir.exists() else None
+        found = examine(connect(url), Keys(prefix), folder, time.time_ns() // 1_000_000, *limits)
+    if as_json:
+        click.echo(orjson.dumps(found).decode())
+    else:
+        for name, seconds in found.ages.items():
+            click.echo(f"{name:<16} {'never' if seconds is None else f'{seconds:.1f} s ago'}")
+        for name, count in found.events.items():
+            click.echo(f"{name:<16} {count:,} events")
+        for reason in found.reasons:
+            click.echo(f"freshet: {reason}", err=True)
+        click.echo("healthy" if found.healthy else "not healthy")
+    if not found.healthy:
+        sys.exit(FAILED)
+
+
 # ------------------------------------------------------------------------------------------------ look-ups
 
 
 @contextlib.contextmanager
+def _url(redis: str, state_dir: Path) -> Iterator[str]:
+    """Where Redis is; the embedded one runs meanwhile."""
+    if redis != "embedded":
+        yield redis
+        return
+    data = state_dir.resolve() / "redis"
+    if not data.exists():
+        _fail(f"there is no state in {state_dir}; run a job first, or give --redis or --state-dir", FAILED)
+    with embedded_redis(data) as url:
+        yield url
+
+
+@contextlib.contextmanager
 def _client(redis: str, prefix: str, state_dir: Path) -> Iterator[Client]:
-    with contextlib.ExitStack() as stack:
-        try:
-            if redis == "embedded":
-                data = state_dir.resolve() / "redis"
-                if not data.exists():
-                    _fail(f"there is no state in {state_dir}; run a job first, or give --redis or --state-dir", FAILED)
-                redis = stack.enter_context(embedded_redis(data))
-            yield Client(redis, prefix)
-        except (Unreachable, EmbeddedRedisError, ValueError) as error:
-            _fail(str(error), FAILED)
+    try:
+        with _url(redis, state_dir) as url:
+            yield Client(url, prefix)
+    except (Unreachable, EmbeddedRedisError, ValueError) as error:
+        _fail(str(error), FAILED)
 
 
 def _answer(answer: dict[str, Any] | None, as_json: bool, unknown: str, show: Callable[[dict[str, Any]], None]) -> None:

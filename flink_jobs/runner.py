@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,7 +31,7 @@ from flink_jobs.flink import (
 from flink_jobs.nursery import Nursery, nursery
 from flink_jobs.progress import Display, Monitor, Standing, Watchdog, summary_table
 from flink_jobs.settings import Resolved, SettingsError
-from flink_jobs.state import Manifest, StateFolder, may_go_on
+from flink_jobs.state import Manifest, StateError, StateFolder, StateInUse, may_go_on
 from serving.client import Client, Unreachable
 from serving.connection import connect, without_password
 from serving.schema import Field, Keys, span_ms
@@ -42,7 +42,7 @@ from udfs.generator import GeneratorConfig, GeneratorFeed
 from udfs.intake import IntakeConfig
 from udfs.learner import LearnerConfig
 from udfs.publisher import Publisher, draw_submission
-from udfs.reading import FileFeed, InputError, input_files, peak_density
+from udfs.reading import FileFeed, IdleFeed, InputError, input_files, peak_density
 from udfs.tilefeed import TileConfig
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ _POLL_SECONDS: Final = 0.2
 _HUNG_SECONDS: Final = 30.0  # beyond the time that a write may wait for Redis
 _STOP_SECONDS: Final = 60.0
 _ASK_SECONDS: Final = 2.0  # between questions to Flink that take it some milliseconds
+_REPUBLISH_SECONDS: Final = 60.0
 _DIVERGED_SHARE: Final = 0.01
 _LATE_SHARE: Final = 0.05
 
@@ -83,19 +84,10 @@ def run(
     """
     began = time.monotonic()
     settings = resolved.settings
-    folder = StateFolder(settings.state_dir)
     files = _files(resolved)
-    with (
-        folder.locked(),
-        nursery() as workers,
-        _redis_url(resolved, folder) as url,
-        _stopping(interrupted) as stopping,
-    ):
-        connection = _reachable(url)
-        keys = Keys(settings.prefix)
-        if settings.fresh:
-            folder.clear()
-        manifest, snapshot = _take_up(resolved, folder, connection, keys, console)
+    with _ready(resolved, console) as ready, _stopping(interrupted) as stopping:
+        folder, connection, keys = ready.folder, ready.connection, ready.keys
+        manifest, snapshot = ready.manifest, ready.snapshot
         # From here on a job that still writes under this prefix is fenced off.
         submission = draw_submission(connection, keys, time.time_ns() // 1_000_000)
         if snapshot is None:
@@ -112,11 +104,11 @@ def run(
         monitor = Monitor(connection, keys, settings.shards, run_id, submission, settings.metrics)
         prepare_process(folder.logs)
         console.print("starting Flink" + (f" from {Path(snapshot).name}" if snapshot else ""), highlight=False)
-        parts = adapt(_job(resolved, manifest, url, files, run_id, submission))
-        job = _submit(parts, resolved, folder, snapshot, workers.launcher, execute)
+        parts = adapt(_job(resolved, manifest, ready.url, files, run_id, submission))
+        job = _submit(parts, resolved, folder, snapshot, ready.workers.launcher, execute)
         with Display(console) as display:
             patience = _HUNG_SECONDS + span_ms(settings.redis_client.patience) / 1_000
-            watch = _Watch(job, monitor, display, Watchdog(patience), workers, stopping)
+            watch = _Watch(job, monitor, display, Watchdog(patience), ready.workers, stopping)
             complete, savepoint = watch.until_stopped(folder.savepoints)
         manifest = replace(manifest, savepoint=savepoint, ended=complete, part=manifest.part + complete)
         folder.store(manifest)
@@ -130,7 +122,102 @@ def run(
         return summary
 
 
+def republish(resolved: Resolved, console: Console) -> tuple[int, float]:
+    """Has all learned rows written to Redis again: by the job that runs, or else by one that stands by with its state.
+
+    Returns
+    -------
+    How many entities were sent, and the seconds that it took.
+
+    Raises
+    ------
+    SettingsError, StateError, JobFailed, Unreachable
+        If there is no state to write, or it can't be written.
+    """
+    began, settings = time.monotonic(), resolved.settings
+    try:
+        with _ready(resolved, console) as ready:
+            if ready.snapshot is None:
+                raise StateError(f"{ready.folder.path} has no state to write")
+            sent = _written_by_another_job(resolved, ready)
+    except StateInUse:
+        console.print("a job is running on this state: it will write all it knows", highlight=False)
+        with _redis_url(resolved, StateFolder(settings.state_dir)) as url:
+            connection, keys = _reachable(url), Keys(settings.prefix)
+            before = _ask_learners(connection, keys, settings.shards)
+            sent = _wait_for_learners(connection, keys, settings.shards, lambda: None) - before
+    return sent, time.monotonic() - began
+
+
+def _written_by_another_job(resolved: Resolved, ready: _Ready) -> int:
+    settings, connection, keys = resolved.settings, ready.connection, ready.keys
+    submission = draw_submission(connection, keys, time.time_ns() // 1_000_000)
+    before = _ask_learners(connection, keys, settings.shards)
+    prepare_process(ready.folder.logs)
+    # Of a run of its own: the next one counts from where the last one ended.
+    run_id = f"{ready.manifest.epoch}-{ready.manifest.runs}-republish"
+    parts = replace(_job(resolved, ready.manifest, ready.url, None, run_id, submission), windows=None)
+    # It leaves no checkpoint that a run could take up: it does not know how far the source was read.
+    still = replace(resolved, settings=settings.model_copy(update={"checkpoint_interval": "365d"}))
+    job = _submit(parts, still, ready.folder, ready.snapshot, ready.workers.launcher, execute_here)
+
+    def check() -> None:
+        if job.ended:
+            raise job.failure()
+
+    sent = _wait_for_learners(connection, keys, settings.shards, check) - before
+    job.cancel()  # nothing has changed that would have to be saved
+    return sent
+
+
+def _ask_learners(connection: Any, keys: Keys, shards: int) -> int:
+    """Asks each shard's learner to write all it knows; returns how many entities were sent before."""
+    connection.hset(keys.ledger, mapping={f"{Field.REPUBLISH}:{shard}": 1 for shard in range(shards)})
+    return int(connection.hget(keys.ledger, "writes") or 0)
+
+
+def _wait_for_learners(connection: Any, keys: Keys, shards: int, check: Callable[[], None]) -> int:
+    """Waits until all have done it; returns how many entities were sent since Redis began to count."""
+    names = [*(f"{Field.REPUBLISH}:{shard}" for shard in range(shards)), "writes", Field.ALIVE]
+    last, changed = None, time.monotonic()
+    while True:
+        check()
+        now = connection.hmget(keys.ledger, names)
+        if not any(now[:shards]):
+            return int(now[shards] or 0)
+        if now != last:
+            last, changed = now, time.monotonic()
+        if time.monotonic() - changed > _REPUBLISH_SECONDS:
+            raise JobFailed(f"the job has done nothing for {_REPUBLISH_SECONDS:.0f} s: see freshet health")
+        time.sleep(_POLL_SECONDS)
+
+
 # ------------------------------------------------------------------------------------------------ before
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What a job needs before it can be submitted; nobody else uses the state meanwhile."""
+
+    folder: StateFolder
+    workers: Nursery
+    url: str
+    connection: Any
+    keys: Keys
+    manifest: Manifest
+    snapshot: str | None
+
+
+@contextlib.contextmanager
+def _ready(resolved: Resolved, console: Console) -> Iterator[_Ready]:
+    folder = StateFolder(resolved.settings.state_dir)
+    with folder.locked(), nursery() as workers, _redis_url(resolved, folder) as url:
+        connection = _reachable(url)
+        keys = Keys(resolved.settings.prefix)
+        if resolved.settings.fresh:
+            folder.clear()
+        manifest, snapshot = _take_up(resolved, folder, connection, keys, console)
+        yield _Ready(folder, workers, url, connection, keys, manifest, snapshot)
 
 
 def _files(resolved: Resolved) -> list[tuple[str, str]]:
@@ -284,11 +371,11 @@ def _job(
     resolved: Resolved,
     manifest: Manifest,
     url: str,
-    files: list[tuple[str, str]],
+    files: list[tuple[str, str]] | None,
     run_id: str,
     submission: int,
 ) -> Job:
-    """The topology's parts, from the settings."""
+    """The topology's parts, from the settings; without ``files``, of a job that reads nothing."""
     # Imported here: PyFlink takes seconds, and settings should be judged without it.
     from flink_jobs.sources import FeedSource
     from flink_jobs.topology import Job
@@ -296,7 +383,9 @@ def _job(
 
     settings = resolved.settings
     fmt = _event_format(resolved, manifest)
-    if files:
+    if files is None:
+        source = FeedSource(settings.source.partition(":")[0], IdleFeed, ("", ""))
+    elif files:
         feed: Any = functools.partial(FileFeed, files, fmt, run_id, settings.batch_bytes)
         source = FeedSource("file", feed, ("file", "line"))
     else:
@@ -513,4 +602,4 @@ def _report(resolved: Resolved, console: Console, summary: dict[str, Any], stand
         )
 
 
-__all__ = ["JobFailed", "run"]
+__all__ = ["JobFailed", "republish", "run"]

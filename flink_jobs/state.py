@@ -22,6 +22,10 @@ class StateError(RuntimeError):
     """The state folder can't be used; the message says why and what to do."""
 
 
+class StateInUse(StateError):
+    """Another process holds the state folder."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """One file that says what the folder holds.
@@ -72,7 +76,7 @@ class StateFolder:
 
         Raises
         ------
-        StateError
+        StateInUse
             If another run holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,7 @@ class StateFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise StateError(f"another run is using {self.path}; wait for it, or give --state-dir") from error
+                raise StateInUse(f"another run is using {self.path}; wait for it, or give --state-dir") from error
             yield
 
     def load(self) -> Manifest | None:
@@ -116,11 +120,20 @@ class StateFolder:
     def newest_snapshot(self, manifest: Manifest) -> str | None:
         """The savepoint of the last stop, or a completed checkpoint that is newer: the run did not end well."""
         candidates = [Path(manifest.savepoint)] if manifest.savepoint else []
-        candidates += [p.parent for p in self.checkpoints.glob("*/chk-*/_metadata")]
+        candidates += self._checkpoints()
         alive = [p for p in candidates if (p / "_metadata").exists()]
         if manifest.savepoint and Path(manifest.savepoint) not in alive:
             raise StateError(f"the savepoint {manifest.savepoint} is gone; bring it back, or start anew with --fresh")
-        return str(max(alive, key=lambda p: (p / "_metadata").stat().st_mtime_ns)) if alive else None
+        return str(max(alive, key=_completed_at)) if alive else None
+
+    def _checkpoints(self) -> list[Path]:
+        """The folders of completed checkpoints."""
+        return [path.parent for path in self.checkpoints.glob("*/chk-*/_metadata")]
+
+    def last_checkpoint(self) -> int | None:
+        """When the newest checkpoint was completed, by the wall clock in ms."""
+        times = [_completed_at(path) for path in self._checkpoints()]
+        return max(times) // 1_000_000 if times else None
 
     def drop_snapshots_but(self, keep: str) -> None:
         """Removes what a newer savepoint has replaced."""
@@ -130,6 +143,11 @@ class StateFolder:
         for path in self.checkpoints.glob("*"):
             if path not in Path(keep).parents:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _completed_at(snapshot: Path) -> int:
+    """When a checkpoint or savepoint was completed, by the wall clock in ns."""
+    return (snapshot / "_metadata").stat().st_mtime_ns
 
 
 def may_go_on(manifest: Manifest, fixed: dict[str, Any], source: str) -> Manifest:

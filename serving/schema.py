@@ -21,7 +21,7 @@ _SCRIPTS: Final = Path(__file__).parent
 
 
 class Field:
-    """The names of the fields of an entity's hash, and of the ledger's last two."""
+    """The names of the fields of an entity's hash, and, the last three, of the ledger."""
 
     VECTOR = "vector"
     BIAS = "bias"
@@ -36,6 +36,7 @@ class Field:
     TILE = "t:"
     ATTEMPT = "attempt"
     ALIVE = "alive_at"
+    REPUBLISH = "republish"
 
 
 @dataclass(frozen=True)

@@ -199,18 +199,26 @@ class LearnFunction(KeyedProcessFunction):
         self._publisher.alive(self._shard_of[key])
 
     def _publish(self, key: str, learner: Learner, encoded: dict[str, EncodedRows]) -> None:
-        self._again_if_lost(key, learner, self._write(key, learner, encoded, self._acknowledged.get(key, b"")))
+        before = self._write(key, learner, encoded, self._acknowledged.get(key, b""))
+        if self._lost(key, before):
+            self._write_everything(key, learner)
         self._acknowledged[key] = version(self._epoch, learner.batch_number)
 
     def _assure(self, key: str, learner: Learner) -> None:
-        """Finds out whether Redis still has what it has acknowledged, which a batch does by the way."""
-        if key in self._acknowledged:
-            self._again_if_lost(key, learner, self._publisher.published_version(self._shard_of[key]))
+        """Writes everything where Redis has lost it, which a batch finds by the way, or where someone asks for it."""
+        shard = self._shard_of[key]
+        known, asked = self._publisher.known(shard)
+        if self._lost(key, known) or (asked and key in self._acknowledged):
+            self._write_everything(key, learner)
+        if asked:
+            self._publisher.republished(shard)
 
-    def _again_if_lost(self, key: str, learner: Learner, known: bytes | None) -> None:
-        """Writes all rows where Redis was wiped or put back; ``known`` is the version of the header that it had."""
-        if (known or b"") < self._acknowledged.get(key, b""):
-            self._write(key, learner, learner.encode(learner.everything()))
+    def _lost(self, key: str, known: bytes | None) -> bool:
+        """Whether Redis was wiped or put back: the header that it knows is not the one that it has acknowledged."""
+        return (known or b"") < self._acknowledged.get(key, b"")
+
+    def _write_everything(self, key: str, learner: Learner) -> None:
+        self._write(key, learner, learner.encode(learner.everything()))
 
     def _write(self, key: str, learner: Learner, encoded: dict[str, EncodedRows], after: bytes = b"") -> bytes | None:
         """Publishes rows, and the header unless Redis has lost the one of version ``after``; returns the version of the

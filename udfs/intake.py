@@ -156,6 +156,7 @@ class Intake:
         self.first_read_at, self.forgotten = stored["first_read_at"], stored["forgotten"]
         if self.run_id != self.config.run_id:
             self.run_id, self.base, self.first_read_at = self.config.run_id, self.counts.as_dict(), None
+            self.ended = False  # what has ended is the input of another run
         tiles: list[tuple[str, bytes]] = []
         for name, blob in sorted(blobs, key=_stored_at):
             if name.startswith("d:"):

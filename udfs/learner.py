@@ -267,6 +267,7 @@ class Learner:
         self.waiting.sort()
         if self.run_id != self.config.run_id:
             self.run_id, self.base, self.carried = self.config.run_id, self._counts(), len(self.waiting)
+            self.ended = False  # what has ended is the input of another run
 
     def summary(self) -> dict[str, Any]:
         """What readers of the header see, in plain values."""

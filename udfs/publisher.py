@@ -182,10 +182,22 @@ class Publisher:
         words = ["HSET", self.keys.ledger, *(word for pair in fields.items() for word in pair)]
         self._patiently(lambda: self._run([("note", [], words)]))
 
-    def published_version(self, shard: int) -> bytes | None:
-        """The version of a shard's header in Redis; None where Redis knows nothing of it."""
-        found: bytes | None = self._patiently(lambda: self._redis.hget(self.keys.model(shard), Field.VERSION))
-        return found
+    def known(self, shard: int) -> tuple[bytes | None, bool]:
+        """What Redis knows of a shard: the version of its header, and whether someone asks for all to be written."""
+
+        def ask() -> list[Any]:
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.hget(self.keys.model(shard), Field.VERSION)
+            pipe.hexists(self.keys.ledger, f"{Field.REPUBLISH}:{shard}")
+            answers: list[Any] = pipe.execute()
+            return answers
+
+        header_version, asked = self._patiently(ask)
+        return header_version, bool(asked)
+
+    def republished(self, shard: int) -> None:
+        """Tells who asked that it is done."""
+        self._patiently(lambda: self._run([("note", [], ["HDEL", self.keys.ledger, f"{Field.REPUBLISH}:{shard}"])]))
 
     def _patiently(self, send: Callable[[], Result]) -> Result:
         deadline = time.monotonic() + self._patience

@@ -45,6 +45,24 @@ class Feed(Protocol):
         """Milliseconds to wait before the next :meth:`read`."""
 
 
+class IdleFeed:
+    """A feed that gives nothing: the job stands by with the state that it has."""
+
+    ended = False
+
+    def seek(self, position: bytes | None) -> None:
+        self._position = position or b""
+
+    def read(self) -> None:
+        return None
+
+    def position(self) -> bytes:
+        return self._position
+
+    def pause(self) -> int:
+        return 1_000
+
+
 class InputError(ValueError):
     """An input can't be read; the message names it and what would help."""
 

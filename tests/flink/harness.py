@@ -16,7 +16,7 @@ import orjson
 from rich.console import Console
 
 from flink_jobs.runner import run
-from flink_jobs.settings import Layer, resolve
+from flink_jobs.settings import Layer, Resolved, resolve
 from udfs.models import RowModel
 from udfs.rivermodels import RiverRanker
 
@@ -45,11 +45,15 @@ def noted(model: Callable[[], RiverRanker], folder: str) -> RowModel:
     return noting
 
 
+def resolved(folder: Path, settings: Mapping[str, Any]) -> Resolved:
+    """The settings of a run with its state in ``folder``."""
+    return resolve([Layer("test", {"state_dir": str(folder), "checkpoint_interval": "1s", **settings})])
+
+
 def run_job(
     folder: Path, settings: Mapping[str, Any], *, notes: Path | None = None, stop: threading.Event | None = None
 ) -> dict[str, Any]:
     """One run with its state in ``folder``; returns the summary."""
-    resolved = resolve([Layer("test", {"state_dir": str(folder), "checkpoint_interval": "1s", **settings})])
 
     def adapt(job: Any) -> Any:
         if notes is None:
@@ -57,7 +61,7 @@ def run_job(
         notes.mkdir(parents=True, exist_ok=True)
         return replace(job, model=functools.partial(noted, job.model, str(notes)))
 
-    return run(resolved, Console(file=io.StringIO()), adapt, stop or threading.Event())
+    return run(resolved(folder, settings), Console(file=io.StringIO()), adapt, stop or threading.Event())
 
 
 def stored_rows(*notes: Path) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import threading
 import time
@@ -13,12 +14,16 @@ from typing import Any
 
 import orjson
 import pytest
+from rich.console import Console
 
 from flink_jobs.embedded import embedded_redis
+from flink_jobs.health import examine
+from flink_jobs.runner import republish
 from flink_jobs.settings import SettingsError
+from flink_jobs.state import StateFolder
 from serving import Client
 from serving.connection import connect
-from tests.flink.harness import balanced, dead_letters, lines_of, run_job, stored_rows, write_lines
+from tests.flink.harness import balanced, dead_letters, lines_of, resolved, run_job, stored_rows, write_lines
 from udfs.tilefeed import DAY
 
 MODEL = {"model.n_factors": 4, "model.seed": 3}
@@ -281,6 +286,45 @@ def test_a_redis_that_was_wiped_is_filled_again(tmp_path: Path) -> None:
         users = Client(url).users([f"r{n}" for n in range(97)])
         assert before is not None
         assert all(state is not None for state in users.values())
+
+
+def test_republish_writes_what_a_stopped_job_knows(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "events.jsonl", rated_events(3_000))
+    settings = {**MODEL, "source": f"file:{source}", "tiles.enabled": False, "shards": 2}
+    with embedded_redis((tmp_path / "state" / "redis").resolve()) as url:
+        run_job(tmp_path / "state", settings)
+        before = all_fields(connect(url))
+        ledger = connect(url).hget("freshet:ledger", "counts")
+        connect(url).flushall()
+        sent, _ = republish(resolved(tmp_path / "state", settings), Console(file=io.StringIO()))
+        assert all_fields(connect(url)) == before and sent >= len(before)
+        assert connect(url).hget("freshet:ledger", "counts") == ledger
+        # It has changed nothing: the next run finds nothing to read, and all of it counted.
+        again = run_job(tmp_path / "state", settings)
+        assert again["events"]["read"] == 0 and again["metrics"]["n"] == 3_000
+        write_lines(source, rated_events(4_000))
+        assert run_job(tmp_path / "state", settings)["events"]["learned"] == 1_000
+
+
+def test_republish_asks_a_job_that_runs(tmp_path: Path) -> None:
+    settings = {**MODEL, "source": "generator", "generator.rate": 1_000, "generator.events": 1_000_000}
+    with embedded_redis((tmp_path / "state" / "redis").resolve()) as url:
+        connection, client, stop = connect(url), Client(url), threading.Event()
+        thread = threading.Thread(target=run_job, args=(tmp_path / "state", settings), kwargs={"stop": stop})
+        thread.start()
+        while (header := client.header(0)) is None or header.summary["users"] < 50:
+            time.sleep(0.05)
+        # One that is not met often: nothing but what was asked for brings it back.
+        [rare] = sorted(client.known_items(), key=lambda item: connection.hget(f"freshet:item:{item}", "count"))[:1]
+        connection.delete(*(f"freshet:item:{item}" for item in client.known_items()))
+        republish(resolved(tmp_path / "state", settings), Console(file=io.StringIO()))
+        assert all(state is not None for state in client.items(sorted(client.known_items())).values())
+        assert client.item(rare) is not None
+        folder, now = StateFolder(tmp_path / "state"), time.time_ns() // 1_000_000
+        report = examine(connection, client.keys, folder, now, 60_000, 60_000)
+        assert report.healthy and report.events["learned"] > 0
+        stop.set()
+        thread.join()
 
 
 def test_summary_is_as_documented(tmp_path: Path) -> None:

@@ -221,6 +221,20 @@ def test_a_prefix_that_belongs_to_another_state_is_not_overwritten(
     assert result.exit_code == 2 and "knows nothing of" in result.stderr and "--fresh" in result.stderr
 
 
+def test_health_tells_by_its_exit_code(invoke: Invoke, redis_url: str, redis_connection: Any, tmp_path: Path) -> None:
+    arguments = ["health", "--redis", redis_url, "--state-dir", str(tmp_path / "none")]
+    result = invoke(*arguments)
+    assert result.exit_code == 1 and "no job has written" in result.stderr
+    publisher = Publisher(redis_url, "freshet")
+    publisher.ledger({"counts": b"{}"})
+    publisher.alive(0)
+    result = invoke(*arguments, "--json")
+    found = orjson.loads(result.stdout)
+    assert result.exit_code == 0 and found["healthy"] and set(found["ages"]) == {"intake", "shard 0", "published"}
+    result = invoke(*arguments, "--max-age", "soon")
+    assert result.exit_code == 2 and "is not a span" in result.stderr
+
+
 def test_version_and_help(invoke: Invoke) -> None:
     assert invoke("--version").stdout.startswith("freshet, version ")
     for command in ("run", "check", "user", "item", "recommend", "similar"):

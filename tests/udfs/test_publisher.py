@@ -65,7 +65,7 @@ def test_every_field_of_a_user_and_an_item(publisher: Publisher, redis_connectio
 
 
 def test_the_header_of_a_shard(publisher: Publisher, redis_connection: Any) -> None:
-    assert publisher.published_version(0) is None
+    assert publisher.known(0) == (None, False)
     learner = learner_of(EVENTS)
     publish(publisher, learner)
     header = redis_connection.hgetall("p:model:0")
@@ -74,7 +74,7 @@ def test_the_header_of_a_shard(publisher: Publisher, redis_connection: Any) -> N
     assert (header[b"users"], header[b"items"], header[b"updated_at"]) == (b"3", b"3", str(T0 + 3).encode())
     assert orjson.loads(header[b"metrics"])["n"] == 4
     assert orjson.loads(header[b"summary"])["counts"]["learned"] == 4
-    assert publisher.published_version(0) == version(EPOCH, 1)
+    assert publisher.known(0) == (version(EPOCH, 1), False)
 
 
 def test_a_model_without_factors_has_no_vectors(publisher: Publisher, redis_connection: Any) -> None:
@@ -317,12 +317,12 @@ def test_a_header_does_not_come_back_without_the_rows(publisher: Publisher, redi
             redis_connection.hset("p:model:0", Field.VERSION, known)
         for _ in range(2):
             assert publisher.learned([*rows, header], {}, version(EPOCH, 7)) == known
-            assert publisher.published_version(0) == known
+            assert publisher.known(0)[0] == known
         assert len(redis_connection.keys("p:user:*")) == 700
     for known in (version(EPOCH, 7), version(EPOCH, 8)):
         redis_connection.hset("p:model:0", Field.VERSION, known)
         assert publisher.learned([*rows, header], {}, version(EPOCH, 7)) == known
-        assert publisher.published_version(0) == version(EPOCH, 8)
+        assert publisher.known(0)[0] == version(EPOCH, 8)
 
 
 def test_submissions_go_up_also_by_a_clock_that_goes_back(redis_connection: Any) -> None:
