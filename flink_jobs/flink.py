@@ -173,6 +173,7 @@ class RunningJob:
 
     def __init__(self, client: Any) -> None:
         self._java = client
+        self._most_connected = 0
 
     @property
     def ended(self) -> bool:
@@ -227,15 +228,39 @@ class RunningJob:
                 return int(checkpoint.getCheckpointId()), int(checkpoint.getNumberOfAcknowledgedSubtasks())
         return None
 
+    def lacks_task_managers(self) -> bool:
+        """Whether a task manager is lost.
+
+        It ends itself where a task fails while it is cleaned up. After a worker died that happens now and then: Beam
+        closes what it has closed, and Flink takes that for fatal.
+        """
+        from py4j.protocol import Py4JJavaError
+
+        try:
+            connected = int(self._cluster().requestClusterOverview().get().getNumTaskManagersConnected())
+        except Py4JJavaError as error:
+            if _GONE in str(error):
+                return False
+            raise
+        self._most_connected = max(self._most_connected, connected)
+        return connected < self._most_connected
+
+    def start_task_manager(self) -> None:
+        """Starts another task manager, which a local cluster does not do by itself."""
+        self._cluster().startTaskManager()
+
+    def _cluster(self) -> Any:
+        # No public call gives it; the local client keeps it to itself.
+        field = self._java.getClass().getDeclaredField("miniCluster")
+        field.setAccessible(True)
+        return field.get(self._java)
+
     def _graph(self) -> Any:
         """What Flink knows of the job's tasks and checkpoints; None where it has ended."""
         from py4j.protocol import Py4JJavaError
 
-        # No public call gives it; the local client keeps its cluster to itself.
-        field = self._java.getClass().getDeclaredField("miniCluster")
-        field.setAccessible(True)
         try:
-            return field.get(self._java).getExecutionGraph(self._java.getJobID()).get()
+            return self._cluster().getExecutionGraph(self._java.getJobID()).get()
         except Py4JJavaError as error:
             if _GONE in str(error):
                 return None

@@ -463,6 +463,7 @@ class _Watch:
         self._standing = Standing({"read": 0})
         self._checkpointing: tuple[int, int] | None = None
         self._asked_at = 0.0
+        self._lacking = False
 
     def until_stopped(self, savepoints: Path) -> tuple[bool, str]:
         """Whether the whole input was learned, and the savepoint.
@@ -501,13 +502,23 @@ class _Watch:
                 return True
             if self._interrupted.is_set():
                 return False
+            self._ask_flink()
             self._end_if_hung(standing.alive | self._checkpoint_mark())
             self._interrupted.wait(_POLL_SECONDS)
 
+    def _ask_flink(self) -> None:
+        """Looks, now and then, at its checkpoints, and for task managers that are gone."""
+        if time.monotonic() - self._asked_at < _ASK_SECONDS:
+            return
+        self._asked_at, self._checkpointing = time.monotonic(), self._job.checkpointing
+        lacking = self._job.lacks_task_managers()
+        if lacking and self._lacking:  # not one that is just coming
+            self._display.say("a task manager is lost: starting another; the job goes on from its checkpoint")
+            self._job.start_task_manager()
+        self._lacking = lacking and not self._lacking
+
     def _checkpoint_mark(self) -> dict[str, object]:
         """What must move while a checkpoint is under way: it finds a worker that hangs and has no beat."""
-        if time.monotonic() - self._asked_at >= _ASK_SECONDS:
-            self._asked_at, self._checkpointing = time.monotonic(), self._job.checkpointing
         return {} if self._checkpointing is None else {"checkpoint": self._checkpointing}
 
     def _while_stopping(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -121,6 +122,7 @@ def table(figures: dict[str, Any]) -> str:
 @click.option("--output", default="chaos.json", show_default=True, type=click.Path(path_type=Path))
 def main(faults: int, events: int, rate: int, seed: int, output: Path) -> None:
     """Injects mixed faults into running jobs, and reports."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends with it
     outcomes = []
     with tempfile.TemporaryDirectory(prefix="freshet-chaos-") as name:
         folder = Path(name)

@@ -105,10 +105,15 @@ def kill_worker(rng: random.Random, target: Target) -> str:
 
 
 def stop_worker(rng: random.Random, target: Target) -> str:
-    victim = _victim(rng)
+    return suspend(_victim(rng))
+
+
+def suspend(victim: psutil.Process) -> str:
+    """Stops a worker, and waits until someone has ended it: others may go on, whose progress would say nothing."""
     victim.suspend()
-    while victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.05)  # others may go on, and their progress would say nothing
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while victim.is_running() and victim.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.05)
     return f"SIGSTOP of worker {victim.pid}"
 
 
