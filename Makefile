@@ -16,6 +16,11 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
 
+# Many faults over many events; prints a report and writes chaos.json. ARGS='--faults 30 --events 200000' for less.
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz
+	$(BIN)/python -m tests.faults.chaos $(ARGS)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -26,9 +31,6 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.first_state
 	$(BIN)/python -m benchmarks.republish
-
-chaos: $(INSTALLED)
-	$(BIN)/python -m tests.fuzz
 
 # The lock file pins the whole tree, with hashes; the project itself is installed on top of it.
 $(INSTALLED): requirements.lock pyproject.toml

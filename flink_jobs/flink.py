@@ -91,7 +91,11 @@ def prepare_process(logs: Path) -> None:
 
 
 def configuration(settings: Settings, checkpoints: Path, restore: str | None, python: Path) -> dict[str, str]:
-    """Flink's configuration of a local run, by Flink's own names; ``python`` is what starts its workers."""
+    """Flink's configuration of a local run, by Flink's own names; ``python`` is what starts its workers.
+
+    What the settings say of Flink's options goes before our own choices; those that are not to be chosen, the settings
+    have refused.
+    """
     parallelism = str(settings.parallelism)
     values = {
         "parallelism.default": parallelism,
@@ -110,7 +114,11 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         "taskmanager.bind-host": "localhost",
         "state.backend.type": "hashmap",
         "execution.checkpointing.interval": f"{span_ms(settings.checkpoint_interval)} ms",
+        "execution.checkpointing.mode": "EXACTLY_ONCE",
         "execution.checkpointing.dir": checkpoints.as_uri(),
+        # A checkpoint that fails costs nothing but a longer replay, and a restart would bring it no nearer: a folder
+        # that is away for some minutes is waited for. A task that can take no snapshot at all is restarted in the end.
+        "execution.checkpointing.tolerable-failed-checkpoints": "30",
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
         # What fails again and again is given up; what failed weeks ago does not count.
         "restart-strategy.type": "exponential-delay",
@@ -134,6 +142,7 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         # Each user has about one event a window: a first phase that merges nothing only costs.
         "table.optimizer.agg-phase-strategy": "ONE_PHASE",
     }
+    values |= settings.flink
     if restore is not None:
         values["execution.state-recovery.path"] = restore
         # A source of another kind, and windows of an input that has ended, have left nothing to take up.
@@ -154,12 +163,17 @@ def environments(values: dict[str, str]) -> tuple[Any, Any]:
     return env, StreamTableEnvironment.create(env)
 
 
+def execute_here(env: Any) -> Any:
+    """Submits the job to a cluster in this process, which ends with it; returns Flink's own client of the job."""
+    return env.execute_async("freshet")._j_job_client
+
+
 class RunningJob:
-    """A submitted job, as the run handles it."""
+    """A submitted job, as the run handles it; ``client`` is Flink's own, in Java."""
 
     def __init__(self, client: Any) -> None:
-        self._client = client
-        self._java = client._j_job_client
+        self._java = client
+        self._most_connected = 0
 
     @property
     def ended(self) -> bool:
@@ -191,22 +205,66 @@ class RunningJob:
     @property
     def attempt(self) -> int:
         """How often Flink has started the job anew; -1 where it has ended."""
-        from py4j.protocol import Py4JJavaError
-
-        # No public call tells; the local client keeps its cluster to itself.
-        field = self._java.getClass().getDeclaredField("miniCluster")
-        field.setAccessible(True)
-        try:
-            graph = field.get(self._java).getExecutionGraph(self._java.getJobID()).get()
-        except Py4JJavaError as error:
-            if _GONE in str(error):
-                return -1
-            raise
+        graph = self._graph()
+        if graph is None:
+            return -1
         vertices = graph.getAllExecutionVertices().iterator()
         attempts = []
         while vertices.hasNext():
             attempts.append(int(vertices.next().getCurrentExecutionAttempt().getAttemptNumber()))
         return max(attempts)
+
+    @property
+    def checkpointing(self) -> tuple[int, int] | None:
+        """The checkpoint that is under way, and how many tasks have answered it; None where there is none."""
+        graph = self._graph()
+        stats = None if graph is None else graph.getCheckpointStatsSnapshot()
+        if stats is None:
+            return None
+        checkpoints = stats.getHistory().getCheckpoints().iterator()
+        while checkpoints.hasNext():
+            checkpoint = checkpoints.next()
+            if checkpoint.getStatus().isInProgress():
+                return int(checkpoint.getCheckpointId()), int(checkpoint.getNumberOfAcknowledgedSubtasks())
+        return None
+
+    def lacks_task_managers(self) -> bool:
+        """Whether a task manager is lost.
+
+        It ends itself where a task fails while it is cleaned up. After a worker died that happens now and then: Beam
+        closes what it has closed, and Flink takes that for fatal.
+        """
+        from py4j.protocol import Py4JJavaError
+
+        try:
+            connected = int(self._cluster().requestClusterOverview().get().getNumTaskManagersConnected())
+        except Py4JJavaError as error:
+            if _GONE in str(error):
+                return False
+            raise
+        self._most_connected = max(self._most_connected, connected)
+        return connected < self._most_connected
+
+    def start_task_manager(self) -> None:
+        """Starts another task manager, which a local cluster does not do by itself."""
+        self._cluster().startTaskManager()
+
+    def _cluster(self) -> Any:
+        # No public call gives it; the local client keeps it to itself.
+        field = self._java.getClass().getDeclaredField("miniCluster")
+        field.setAccessible(True)
+        return field.get(self._java)
+
+    def _graph(self) -> Any:
+        """What Flink knows of the job's tasks and checkpoints; None where it has ended."""
+        from py4j.protocol import Py4JJavaError
+
+        try:
+            return self._cluster().getExecutionGraph(self._java.getJobID()).get()
+        except Py4JJavaError as error:
+            if _GONE in str(error):
+                return None
+            raise
 
     def stop(self, savepoints: Path, *, drain: bool, meanwhile: Callable[[], None]) -> str:
         """Ends the job with a savepoint, and gives its path.

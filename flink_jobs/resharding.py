@@ -112,7 +112,7 @@ def _move(was: Resolved, after: int, known: Manifest, ready: _Ready, console: Co
         job = replace(job, windows=None)
     with _scratch(folder) as exchange:
         console.print(f"starting Flink, to move {before} to {after} shards", highlight=False)
-        running = _submit(job, was, folder, ready.snapshot, ready.workers.launcher, _ONCE)
+        running = _submit(job, was, folder, ready.snapshot, ready.workers.launcher, changes=_ONCE)
         with _cancelled_on_error(running):
             _wait(running, lambda: all(exchange.given(shard) for shard in range(before)))
             console.print("moving users, and the items that they know", highlight=False)

@@ -19,7 +19,15 @@ from rich.console import Console
 
 from flink_jobs.catalogue import load_catalogue
 from flink_jobs.embedded import embedded_redis
-from flink_jobs.flink import JobFailed, RunningJob, StopRefused, configuration, environments, prepare_process
+from flink_jobs.flink import (
+    JobFailed,
+    RunningJob,
+    StopRefused,
+    configuration,
+    environments,
+    execute_here,
+    prepare_process,
+)
 from flink_jobs.nursery import Nursery, nursery
 from flink_jobs.progress import Display, Monitor, Standing, Watchdog, summary_table
 from flink_jobs.settings import Resolved, SettingsError
@@ -44,6 +52,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS: Final = 0.2
 _HUNG_SECONDS: Final = 30.0  # beyond the time that a write may wait for Redis
 _STOP_SECONDS: Final = 60.0
+_ASK_SECONDS: Final = 2.0  # between questions to Flink that take it some milliseconds
 _REPUBLISH_SECONDS: Final = 60.0
 _DIVERGED_SHARE: Final = 0.01
 _LATE_SHARE: Final = 0.05
@@ -54,6 +63,7 @@ def run(
     console: Console,
     adapt: Callable[[Job], Job] = lambda job: job,
     interrupted: threading.Event | None = None,
+    execute: Callable[[Any], Any] = execute_here,
 ) -> dict[str, Any]:
     """Runs the job until its input ends or it is interrupted; returns the summary.
 
@@ -63,6 +73,8 @@ def run(
         Changes parts of the job before it is submitted: a model of your own, say, or one that takes notes.
     interrupted
         Stops the run when it is set; by default Ctrl-C and SIGTERM do.
+    execute
+        Submits what is built in an environment, and returns Flink's client of the job: to another cluster, say.
 
     Raises
     ------
@@ -94,7 +106,7 @@ def run(
         prepare_process(folder.logs)
         console.print("starting Flink" + (f" from {Path(snapshot).name}" if snapshot else ""), highlight=False)
         parts = adapt(_job(resolved, manifest, ready.url, files, run_id, submission))
-        job = _submit(parts, resolved, folder, snapshot, ready.workers.launcher)
+        job = _submit(parts, resolved, folder, snapshot, ready.workers.launcher, execute)
         with Display(console) as display:
             patience = _HUNG_SECONDS + span_ms(settings.redis_client.patience) / 1_000
             watch = _Watch(job, monitor, display, Watchdog(patience), ready.workers, stopping)
@@ -148,7 +160,7 @@ def _written_by_another_job(resolved: Resolved, ready: _Ready) -> int:
     parts = replace(_job(resolved, ready.manifest, ready.url, None, run_id, submission), windows=None)
     # It leaves no checkpoint that a run could take up: it does not know how far the source was read.
     still = replace(resolved, settings=settings.model_copy(update={"checkpoint_interval": "365d"}))
-    job = _submit(parts, still, ready.folder, ready.snapshot, ready.workers.launcher)
+    job = _submit(parts, still, ready.folder, ready.snapshot, ready.workers.launcher, execute_here)
 
     def check() -> None:
         if job.ended:
@@ -458,6 +470,7 @@ def _submit(
     folder: StateFolder,
     snapshot: str | None,
     python: Path,
+    execute: Callable[[Any], Any] = execute_here,
     changes: Mapping[str, str] | None = None,
 ) -> RunningJob:
     """``changes``: to Flink's configuration, by its names."""
@@ -466,7 +479,7 @@ def _submit(
     values = configuration(resolved.settings, folder.checkpoints, snapshot, python)
     env, table_env = environments({**values, **(changes or {})})
     build_topology(env, table_env, job)
-    return RunningJob(env.execute_async("freshet"))
+    return RunningJob(execute(env))
 
 
 class _Watch:
@@ -488,6 +501,9 @@ class _Watch:
         self._workers = workers
         self._interrupted = interrupted
         self._standing = Standing({"read": 0})
+        self._checkpointing: tuple[int, int] | None = None
+        self._asked_at = 0.0
+        self._lacking = False
 
     def until_stopped(self, savepoints: Path) -> tuple[bool, str]:
         """Whether the whole input was learned, and the savepoint.
@@ -526,8 +542,24 @@ class _Watch:
                 return True
             if self._interrupted.is_set():
                 return False
-            self._end_if_hung(standing.alive)
+            self._ask_flink()
+            self._end_if_hung(standing.alive | self._checkpoint_mark())
             self._interrupted.wait(_POLL_SECONDS)
+
+    def _ask_flink(self) -> None:
+        """Looks, now and then, at its checkpoints, and for task managers that are gone."""
+        if time.monotonic() - self._asked_at < _ASK_SECONDS:
+            return
+        self._asked_at, self._checkpointing = time.monotonic(), self._job.checkpointing
+        lacking = self._job.lacks_task_managers()
+        if lacking and self._lacking:  # not one that is just coming
+            self._display.say("a task manager is lost: starting another; the job goes on from its checkpoint")
+            self._job.start_task_manager()
+        self._lacking = lacking and not self._lacking
+
+    def _checkpoint_mark(self) -> dict[str, object]:
+        """What must move while a checkpoint is under way: it finds a worker that hangs and has no beat."""
+        return {} if self._checkpointing is None else {"checkpoint": self._checkpointing}
 
     def _while_stopping(self) -> None:
         standing = self._look(", stopping")

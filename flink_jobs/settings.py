@@ -82,6 +82,34 @@ def _columns(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+# Options of Flink that what freshet promises rests on, and how a run sets them instead.
+FLINK_FIXED: Final[Mapping[str, str]] = {
+    "parallelism.default": "set parallelism",
+    "execution.checkpointing.interval": "set checkpoint_interval",
+    "execution.checkpointing.dir": "set state_dir",
+    "execution.checkpointing.savepoint-dir": "set state_dir",
+    "execution.checkpointing.storage": "checkpoints are files in state_dir",
+    "execution.checkpointing.externalized-checkpoint-retention": "a run that was killed goes on from its checkpoint",
+    "execution.checkpointing.mode": "each event is learned once",
+    "execution.state-recovery.path": "a run goes on from what is in state_dir",
+    "execution.state-recovery.ignore-unclaimed-state": "a run goes on from what is in state_dir",
+    "execution.runtime-mode": "the job is a stream",
+    "pipeline.max-parallelism": "the shards' keys are found for it",
+    "python.executable": "workers are forked from a process of the run",
+    "python.client.executable": "workers are forked from a process of the run",
+    "python.execution-mode": "workers are processes of their own",
+    "table.local-time-zone": "windows are in UTC",
+}
+
+
+def _flink(value: dict[str, Any]) -> dict[str, str]:
+    fixed = next((name for name in value if name in FLINK_FIXED), None)
+    if fixed is not None:
+        raise ValueError(f"freshet sets {fixed} itself: {FLINK_FIXED[fixed]}")
+    # As Flink reads them, also where TOML knows types.
+    return {name: str(of).lower() if isinstance(of, bool) else str(of) for name, of in value.items()}
+
+
 Span = Annotated[str, BeforeValidator(_span)]
 Seconds = Annotated[Span, AfterValidator(_seconds)]
 Folder = Annotated[Path, BeforeValidator(_path)]
@@ -184,6 +212,7 @@ class Settings(_Section):
     checkpoint_interval: Span = "10s"
     out_of_orderness: Span = Field("5s", description="how far behind an event may be before it is late")
     batch_bytes: int = Field(16_000_000, ge=1, le=64_000_000, description="how much input is read and learned at once")
+    flink: Annotated[dict[str, str], BeforeValidator(_flink)] = Field({}, description="Flink's own options")
     generator: GeneratorSettings = GeneratorSettings()
     events: EventSettings = EventSettings()
     dedup: DedupSettings = DedupSettings()
@@ -192,7 +221,7 @@ class Settings(_Section):
     growth: GrowthSettings = GrowthSettings()
 
 
-_FREE: Final = ("model", "field", "weight", "tiles.keep")  # sections whose keys are not fixed
+_FREE: Final = ("model", "field", "weight", "flink", "tiles.keep")  # sections whose keys are not fixed
 _MODEL_DEFAULT: Final = "biased_mf"
 
 
@@ -243,7 +272,7 @@ class Resolved:
         shown = flatten(self.settings.model_dump(mode="json"))
         shown |= {"time": self.time, "dead_letters": str(self.dead_letters)}
         shown |= {f"tiles.keep.{span}": keep for span, keep in self.settings.tiles.kept.items()}
-        for section in ("model", "weight", "field"):
+        for section in ("model", "weight", "field", "flink"):
             shown.pop(section, None)
         shown.setdefault("model.name", self.model_name)
         return [(name, value, self.origins.get(name, "default")) for name, value in sorted(shown.items())]

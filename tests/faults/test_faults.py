@@ -17,13 +17,15 @@ from flink_jobs import runner
 from flink_jobs.embedded import embedded_redis
 from flink_jobs.flink import JobFailed, RunningJob
 from serving import Client
-from serving.client import Unreachable
 from serving.connection import connect
-from tests.faults.injector import ALL, Injector
+from tests.faults.injector import ALL, Injector, Target, suspend, workers
+from tests.faults.leg import Plan, Stage, run_leg
+from tests.faults.reader import Reader
 from tests.flink.harness import Rows, balanced, run_job, stored_rows, write_lines
 from tests.flink.test_runs import all_fields, rated_events
 
 N = 60_000
+BRIEF = ("cut_connections", "pause_redis", "fill_redis", "make_replica", "forget_scripts")
 SETTINGS: Mapping[str, Any] = {"model.n_factors": 4, "model.seed": 3, "batch_bytes": 20_000}
 
 
@@ -33,44 +35,6 @@ class Left(NamedTuple):
     summary: dict[str, Any]
     fields: dict[bytes, dict[bytes, bytes]]
     rows: Rows
-
-
-class Reader:
-    """Looks up all the while, and notes what must not be: a version that went back, or half a write."""
-
-    def __init__(self, client: Client, user_ids: list[str]) -> None:
-        self._client, self._user_ids = client, user_ids
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self.looked = 0
-        self.wrong: list[str] = []
-
-    def __enter__(self) -> Reader:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        counts: dict[str, int] = {}
-        while not self._stop.wait(0.02):
-            try:
-                states = self._client.users(self._user_ids)
-            except Unreachable:
-                continue
-            for user_id, state in states.items():
-                if state is None or state.learned is None:
-                    if user_id in counts:
-                        self.wrong.append(f"{user_id} was forgotten")
-                    continue
-                self.looked += 1
-                if state.learned.count < counts.get(user_id, 0):
-                    self.wrong.append(f"{user_id} went from {counts[user_id]} back to {state.learned.count} events")
-                if len(state.learned.vector) != SETTINGS["model.n_factors"]:
-                    self.wrong.append(f"{user_id} has a torn vector")
-                counts[user_id] = state.learned.count
 
 
 @pytest.fixture(scope="module")
@@ -90,18 +54,16 @@ def undisturbed(source: str, tmp_path_factory: pytest.TempPathFactory) -> Left:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_faults_leave_no_trace(seed: int, source: str, undisturbed: Left, tmp_path: Path) -> None:
     expected, fields, rows = undisturbed
-    names = [name for name in ALL if name not in ("kill_worker", "stop_worker", "silence_redis", "wipe_redis")]
-    faults = ["kill_worker", names[seed % len(names)], "kill_worker", *names[:: 1 if seed % 2 else -1]]
+    faults = ["kill_worker", BRIEF[seed], "kill_worker", *BRIEF[:: 1 if seed % 2 else -1]]
     faults += ["silence_redis"] * (seed == 2)
     with embedded_redis((tmp_path / "redis").resolve()) as url:
-        client, admin = Client(url), connect(url)
-        injector = Injector(client, admin, faults, seed, apart=4_000)
+        injector = Injector(Target(Client(url), connect(url)), faults, seed, apart=4_000)
         thread = injector.start()
-        with Reader(Client(url), [f"r{n}" for n in range(97)]) as reader:
+        with Reader(url, [f"r{n}" for n in range(97)]) as reader:
             summary = run_job(tmp_path, {**SETTINGS, "source": source}, notes=tmp_path / "notes")
         thread.join(timeout=1)
         assert len(injector.done) == len(faults), injector.done
-        assert reader.wrong == [] and reader.looked > 0
+        assert reader.report["wrong"] == [] and reader.report["looked"] > 0
         # Something was replayed, or nothing was proved.
         assert summary["replayed"] > 0
         assert balanced(summary["events"])
@@ -139,7 +101,7 @@ def test_a_wiped_redis_is_written_again(source: str, undisturbed: Left, tmp_path
     expected, fields, _ = undisturbed
     with embedded_redis((tmp_path / "redis").resolve()) as url:
         faults = ["wipe_redis", "kill_worker", "wipe_redis"]
-        injector = Injector(Client(url), connect(url), faults, 3, apart=8_000)
+        injector = Injector(Target(Client(url), connect(url)), faults, 3, apart=8_000)
         injector.start()
         summary = run_job(tmp_path, {**SETTINGS, "source": source})
         assert len(injector.done) == len(faults), injector.done
@@ -154,7 +116,7 @@ def test_a_worker_that_hangs_is_ended(
     expected, fields, rows = undisturbed
     monkeypatch.setattr(runner, "_HUNG_SECONDS", 2.0)
     with embedded_redis((tmp_path / "redis").resolve()) as url:
-        injector = Injector(Client(url), connect(url), ["stop_worker"], 4, apart=20_000)
+        injector = Injector(Target(Client(url), connect(url)), ["stop_worker"], 4, apart=20_000)
         injector.start()
         settings = {**SETTINGS, "source": source, "redis_client.patience": "1s"}
         summary = run_job(tmp_path, settings, notes=tmp_path / "notes")
@@ -162,6 +124,34 @@ def test_a_worker_that_hangs_is_ended(
         assert summary["metrics"] == expected["metrics"] and balanced(summary["events"])
         assert all_fields(connect(url)) == fields
         assert stored_rows(tmp_path / "notes") == rows
+
+
+def test_whichever_worker_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that publishes windows: it has no beat, and the others go on without it until a checkpoint needs it."""
+    monkeypatch.setattr(runner, "_HUNG_SECONDS", 4.0)
+    stop, ended = threading.Event(), list[str]()
+    with embedded_redis((tmp_path / "redis").resolve()) as url:
+        target = Target(Client(url), connect(url))
+
+        def stop_each() -> None:
+            while target.learned() < 500:
+                time.sleep(0.05)
+            number, victims = 0, workers()
+            while number < len(victims):
+                victim = sorted(victims, key=lambda p: p.pid)[number]
+                before = target.learned()
+                ended.append(suspend(victim))
+                while target.learned() < before + 500 or len(victims := workers()) < 4:
+                    time.sleep(0.05)
+                number += 1
+            stop.set()
+
+        threading.Thread(target=stop_each, daemon=True).start()
+        generator = {"source": "generator", "generator.rate": 500, "generator.events": 1_000_000}
+        settings = {**SETTINGS, **generator, "redis_client.patience": "1s"}
+        summary = run_job(tmp_path, settings, stop=stop)
+        assert summary["stopped"] and balanced(summary["events"])
+        assert len(ended) == 4  # reader, intake, learner, windows
 
 
 @pytest.mark.parametrize("fault", ["kill_worker", "stop_worker"])
@@ -177,7 +167,7 @@ def test_a_worker_that_fails_while_the_job_stops(
         nonlocal stops
         stops += 1
         if stops == 1:
-            print(ALL[fault](random.Random(5), None))
+            print(ALL[fault](random.Random(5), Target(Client(url), connect(url))))
         return stop(self, *args, **kwargs)
 
     monkeypatch.setattr(RunningJob, "stop", failing)
@@ -217,3 +207,50 @@ def test_a_job_that_was_replaced_ends_for_good(source: str, tmp_path: Path) -> N
         header = client.header(0)
         assert header is not None and header.summary["counts"]["learned"] == newer["events"]["learned"] == N
         assert client.user("u1") is None
+
+
+MIXED = (
+    # In workers and in Flink, with a savepoint in between; aligned, then unaligned.
+    Plan(
+        11,
+        40_000,
+        "hashmap",
+        (
+            Stage(1, ("throw_before", "fail_checkpoints", "throw_after", "change_leader")),
+            Stage(2, ("throw_published", "replace_task_manager", "kill_worker"), unaligned=True),
+        ),
+        checkpoints=20,
+    ),
+    # In Redis and on the way there.
+    Plan(
+        12,
+        60_000,
+        "rocksdb",
+        (
+            Stage(
+                2,
+                (
+                    "restart_redis",
+                    "delay_network",
+                    "half_request",
+                    "put_back_redis",
+                    "kill_worker",
+                    "drop_reply",
+                    "restart_redis_empty",
+                    "cut",
+                    "half_reply",
+                    "hold_redis",
+                    "reset_connections",
+                ),
+            ),
+        ),
+        checkpoints=20,
+    ),
+)
+
+
+@pytest.mark.parametrize("plan", MIXED, ids=lambda plan: plan.backend)
+def test_mixed_faults_leave_what_a_replay_in_one_process_leaves(plan: Plan, tmp_path: Path) -> None:
+    outcome = run_leg(tmp_path, plan)
+    assert outcome.violations == []
+    assert outcome.checkpoints >= 20

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from flink_jobs.settings import Layer, SettingsError, assignment, environment_layer, flatten, resolve, toml_layer
+from flink_jobs.flink import configuration
+from flink_jobs.settings import (
+    FLINK_FIXED,
+    Layer,
+    SettingsError,
+    assignment,
+    environment_layer,
+    flatten,
+    resolve,
+    toml_layer,
+)
 from serving.schema import span_ms
 
 
@@ -209,3 +219,23 @@ def test_trees_are_flattened() -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         resolve([]).settings.shards = 3
+
+
+def test_options_of_flink_are_passed_on_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "freshet.toml"
+    path.write_text('[flink]\nstate.backend.type = "rocksdb"\nexecution.checkpointing.unaligned.enabled = true\n')
+    resolved = resolve([toml_layer(path), Layer("--set", {"flink.rest.port": "8081"})])
+    assert resolved.settings.flink == {
+        "state.backend.type": "rocksdb",
+        "execution.checkpointing.unaligned.enabled": "true",
+        "rest.port": "8081",
+    }
+    values = configuration(resolved.settings, tmp_path, None, tmp_path)
+    assert (values["state.backend.type"], values["rest.port"]) == ("rocksdb", "8081")
+    assert ("flink.rest.port", "8081", "--set") in resolved.rows()
+
+
+@pytest.mark.parametrize("name", FLINK_FIXED)
+def test_options_of_flink_that_promises_rest_on_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"freshet sets {name} itself: {FLINK_FIXED[name]}"):
+        resolve([Layer("--set", {f"flink.{name}": "x"})])
