@@ -26,8 +26,8 @@ class Health:
     events
         Over the state's life: ``read`` and ``learned``.
     ages
-        Seconds since the last sign of life of ``intake`` and of each ``shard N``, which take the same way as events,
-        through every part of the job up to what Redis acknowledges; since an entity was ``published``, which may be
+        Seconds since the last sign of life of ``intake`` and of each ``shard N``, which take the same way as events up
+        to what Redis acknowledges, and of what publishes ``windows``; since an entity was ``published``, which may be
         long ago where no events come; and since the last ``checkpoint``, where there is a state folder. None: never.
     """
 
@@ -49,19 +49,21 @@ def examine(
     max_age, max_checkpoint_age
         Milliseconds that a sign of life, or a checkpoint, may be old.
     """
+    alive = f"{Field.ALIVE}:".encode()
     try:
         ledger = connection.hgetall(keys.ledger)
-        shards = _shards(ledger)
+        parts = {n.removeprefix(alive): int(moment) for n, moment in ledger.items() if n.startswith(alive)}
+        shards = sorted(int(part) for part in parts if part.isdigit())
         summaries = [connection.hget(keys.model(shard), "summary") for shard in shards]
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
         return Health(False, [f"Redis does not answer: {error}"], {}, {})
-    alive = Field.ALIVE.encode()
 
     def age(moment: int | None) -> float | None:
         return (now - moment) / 1_000 if moment else None
 
-    ages = {"intake": age(int(ledger.get(alive, 0)))}
-    ages |= {f"shard {shard}": age(int(ledger[b"%s:%d" % (alive, shard)])) for shard in shards}
+    ages = {"intake": age(int(ledger.get(Field.ALIVE.encode(), 0)))}
+    ages |= {f"shard {shard}": age(parts[b"%d" % shard]) for shard in shards}
+    ages |= {part.decode(): age(moment) for part, moment in parts.items() if not part.isdigit()}
     reasons = []
     if not ledger:
         reasons.append(f"no job has written under the prefix {keys.prefix!r} yet")
@@ -84,9 +86,3 @@ def examine(
         "learned": sum(orjson.loads(blob)["counts"]["learned"] for blob in summaries if blob),
     }
     return Health(not reasons, reasons, events, ages)
-
-
-def _shards(ledger: Mapping[bytes, bytes]) -> list[int]:
-    """The shards whose learners have ever given a sign of life."""
-    alive = f"{Field.ALIVE}:".encode()
-    return sorted(int(name.removeprefix(alive)) for name in ledger if name.startswith(alive))

@@ -36,11 +36,7 @@ class FeedSource:
     merged: bool = True
 
     def chunks(self, env: StreamExecutionEnvironment, table_env: StreamTableEnvironment) -> DataStream:
-        table_env.execute_sql(
-            "CREATE TEMPORARY TABLE heartbeat (beat BIGINT) WITH ('connector' = 'datagen', 'rows-per-second' = '1')"
-        )
-        log = self.kind
-        beats = table_env.to_data_stream(table_env.sql_query(f"SELECT '{log}' AS log, beat FROM heartbeat"))
+        beats = heartbeat(table_env, f"'{self.kind}' AS log, beat")
         pin_uids(beats, "heartbeat")
         return (
             keyed(retyped(beats, keyed_type(Types.LONG())), Types.LONG())
@@ -49,3 +45,12 @@ class FeedSource:
             .name(f"read {self.kind}")
             .set_parallelism(1)
         )
+
+
+def heartbeat(table_env: StreamTableEnvironment, row: str) -> DataStream:
+    """A stream of one row a second, given as what SQL selects; ``beat`` is a number that may be in it."""
+    table_env.execute_sql(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS heartbeat (beat BIGINT) "
+        "WITH ('connector' = 'datagen', 'rows-per-second' = '1')"
+    )
+    return table_env.to_data_stream(table_env.sql_query(f"SELECT {row} FROM heartbeat"))

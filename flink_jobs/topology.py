@@ -25,7 +25,8 @@ from pyflink.datastream.connectors.file_system import (
 from pyflink.table import StreamTableEnvironment
 
 from flink_jobs.shardkeys import shard_keys
-from flink_jobs.streams import keyed, keyed_type, side_output
+from flink_jobs.sources import heartbeat
+from flink_jobs.streams import keyed, keyed_type, retyped, side_output
 from flink_jobs.uids import pin_uids
 from flink_jobs.windows import Windows, gathered_windows
 from udfs.functions import (
@@ -44,6 +45,7 @@ from udfs.models import RowModel
 from udfs.names import Uid
 from udfs.publisher import Publisher
 
+_RECORDS = Types.ROW_NAMED(["records"], [Types.STRING()])
 _NOTHING = Types.INT()  # operators at the end of the job give nothing, but must have a type
 
 
@@ -127,8 +129,12 @@ def _learn(batches: DataStream, job: Job, keys: Sequence[str]) -> DataStream:
 def _publish_tiles(table_env: StreamTableEnvironment, feed: DataStream, job: Job, windows: Windows) -> None:
     results = gathered_windows(table_env, feed, windows)
     pin_uids(results, f"{Uid.TILES}-{job.part}")
+    # A worker is connected by its first element, and one that dies before that is waited for for minutes.
+    beats = heartbeat(table_env, "'' AS records")
+    pin_uids(beats, f"{Uid.TILES}-{job.part}-heartbeat")
     function = PublishTilesFunction(job.keep, list(windows.event_types), job.part, job.publisher)
-    results.process(function, _NOTHING).uid(f"{Uid.TILES}-{job.part}-publish").name("publish tiles")
+    both = retyped(results, _RECORDS).union(retyped(beats, _RECORDS))
+    both.process(function, _NOTHING).uid(f"{Uid.TILES}-{job.part}-publish").name("publish tiles")
 
 
 def _write_dead_letters(letters: DataStream, folder: str) -> None:

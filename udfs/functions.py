@@ -289,7 +289,7 @@ class ReshardFunction(KeyedProcessFunction):
 
 
 class PublishTilesFunction(ProcessFunction):
-    """Gathered windows in, to Redis; nothing out."""
+    """Gathered windows in, to Redis; nothing out. An empty text is a beat."""
 
     def __init__(
         self, keep: Mapping[str, int], event_types: list[str], part: int, publisher: Callable[[], Publisher]
@@ -306,5 +306,7 @@ class PublishTilesFunction(ProcessFunction):
         self._publisher.close()
 
     def process_element(self, value: Row, ctx: ProcessFunction.Context) -> None:
-        entities = tile_entities([value[0]], self._publisher.keys, self._event_types, self._part)
-        self._publisher.tiles(entities, self._keep, self._part)
+        if value[0]:
+            entities = tile_entities([value[0]], self._publisher.keys, self._event_types, self._part)
+            self._publisher.tiles(entities, self._keep, self._part)
+        self._publisher.alive("windows")

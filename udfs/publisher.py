@@ -127,7 +127,7 @@ class Publisher:
         self._submission = submission
         self._ttl = ttl
         self._patience = patience
-        self._alive_at: dict[int, float] = {}
+        self._alive_at: dict[int | str, float] = {}
         self._scripts = {name: "".join(map(script, parts)) for name, parts in _SCRIPTS.items()}
         self._rare = {name: "".join(map(script, parts)) for name, parts in _RARE.items()}
         self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}
@@ -258,11 +258,11 @@ class Publisher:
         """Writes the log's ledger, whole, and which of Flink's attempts at the job has written it."""
         self._note({**fields, Field.ATTEMPT: attempt, Field.ALIVE: time.time_ns() // 1_000_000})
 
-    def alive(self, shard: int) -> None:
-        """Notes, once a second at the most, that a shard's learner is there."""
-        if time.monotonic() - self._alive_at.get(shard, -math.inf) >= 1.0:
-            self._note({f"{Field.ALIVE}:{shard}": time.time_ns() // 1_000_000})
-            self._alive_at[shard] = time.monotonic()
+    def alive(self, part: int | str) -> None:
+        """Notes, once a second at the most, that a shard's learner, or another part of the job, is there."""
+        if time.monotonic() - self._alive_at.get(part, -math.inf) >= 1.0:
+            self._note({f"{Field.ALIVE}:{part}": time.time_ns() // 1_000_000})
+            self._alive_at[part] = time.monotonic()
 
     def _note(self, fields: Mapping[str, bytes | str | int]) -> None:
         words = ["HSET", self.keys.ledger, *(word for pair in fields.items() for word in pair)]

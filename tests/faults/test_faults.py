@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ from flink_jobs.embedded import embedded_redis
 from flink_jobs.flink import JobFailed, RunningJob
 from serving import Client
 from serving.connection import connect
-from tests.faults.injector import ALL, Injector, Target
+from tests.faults.injector import Injector, Target, workers
 from tests.faults.leg import Plan, Stage, run_leg
 from tests.faults.reader import Reader
 from tests.flink.harness import Rows, balanced, run_job, stored_rows, write_lines
@@ -126,8 +125,8 @@ def test_a_worker_that_hangs_is_ended(
         assert stored_rows(tmp_path / "notes") == rows
 
 
-@pytest.mark.parametrize("fault", ["kill_worker", "stop_worker"])
-def test_a_worker_that_fails_while_the_job_stops(
+@pytest.mark.parametrize("fault", ["kill", "suspend"])
+def test_workers_that_fail_while_the_job_stops(
     fault: str, source: str, undisturbed: Left, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis has all by then, the state that is restored has not: it must be learned again before it is saved."""
@@ -139,7 +138,8 @@ def test_a_worker_that_fails_while_the_job_stops(
         nonlocal stops
         stops += 1
         if stops == 1:
-            print(ALL[fault](random.Random(5), Target(Client(url), connect(url))))
+            for worker in workers():
+                getattr(worker, fault)()
         return stop(self, *args, **kwargs)
 
     monkeypatch.setattr(RunningJob, "stop", failing)

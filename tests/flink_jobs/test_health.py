@@ -38,6 +38,7 @@ def test_a_job_without_events_is_healthy(redis_connection: Any) -> None:
         ({}, "no job has written under the prefix 'p' yet"),
         ({"alive_at": NOW}, "no learner has given a sign of life yet"),
         (ALIVE | {"alive_at": NOW - 61_000}, "intake gave its last sign of life 61 s ago"),
+        (ALIVE | {"alive_at:windows": NOW - 99_000}, "windows gave its last sign of life 99 s ago"),
         (ALIVE | {"alive_at:1": NOW - 90_000}, "shard 1 gave its last sign of life 90 s ago"),
         ({"alive_at:0": NOW}, "intake never gave a sign of life"),
     ],
