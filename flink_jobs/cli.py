@@ -145,7 +145,7 @@ def republish(**options: Any) -> None:
     with _job_errors():
         from rich.console import Console
 
-        from flink_jobs.runner import republish as write_again
+        from flink_jobs.republishing import republish as write_again
 
         sent, seconds = write_again(_resolved(options), Console(highlight=False, soft_wrap=True))
         click.echo(f"{sent:,} entities sent in {seconds:.1f} s")
@@ -180,13 +180,13 @@ def reshard(**options: Any) -> None:
 def check(**options: Any) -> None:
     """Show what would run, with every setting and where it came from; start nothing."""
     with _job_installed():
-        from flink_jobs.runner import _files
+        from flink_jobs.preparing import files_of
         from flink_jobs.settings import SettingsError
         from serving.connection import without_password
         from udfs.reading import InputError
     try:
         resolved = _resolved(options)
-        for path, kind in _files(resolved):
+        for path, kind in files_of(resolved):
             click.echo(f"input: {path} ({kind})")
     except (SettingsError, InputError) as error:
         _fail(str(error), UNUSABLE)

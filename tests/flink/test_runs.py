@@ -18,7 +18,7 @@ from rich.console import Console
 
 from flink_jobs.embedded import embedded_redis
 from flink_jobs.health import examine
-from flink_jobs.runner import republish
+from flink_jobs.republishing import republish
 from flink_jobs.settings import SettingsError
 from flink_jobs.state import StateFolder
 from serving import Client

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from flink_jobs.preparing import fixed_settings, forget_shards
 from flink_jobs.resharding import reshard
-from flink_jobs.runner import _fixed, forget_shards
 from flink_jobs.settings import Layer, SettingsError, resolve
 from flink_jobs.state import Manifest, StateError, StateFolder
 from serving import Client
@@ -78,7 +78,7 @@ def test_what_is_refused(tmp_path: Path, redis_url: str, redis_connection: Any) 
     settings = {"redis": redis_url, "shards": 2}
     assert "no state to move" in refused(tmp_path, **settings)
     folder = StateFolder(tmp_path)
-    folder.store(Manifest(epoch=7, prefix="freshet", fixed=_fixed(resolve([Layer("", settings)])), runs=1))
+    folder.store(Manifest(epoch=7, prefix="freshet", fixed=fixed_settings(resolve([Layer("", settings)])), runs=1))
     assert "has 2 already" in refused(tmp_path, **settings)
     assert "no state to move" in refused(tmp_path, **settings, fresh=True) and folder.load() is not None
     settings["shards"] = 3
@@ -92,7 +92,7 @@ def test_a_model_that_can_not_be_merged_is_refused_before_anything_starts(
     tmp_path: Path, redis_url: str, redis_connection: Any
 ) -> None:
     settings = {"redis": redis_url, "shards": 2, "model.latent_optimizer": "Adam"}
-    fixed = _fixed(resolve([Layer("", settings)]))
+    fixed = fixed_settings(resolve([Layer("", settings)]))
     snapshot = tmp_path / "savepoints" / "savepoint-1"
     snapshot.mkdir(parents=True)
     (snapshot / "_metadata").touch()

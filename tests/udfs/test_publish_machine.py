@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from flink_jobs.runner import _purge
+from flink_jobs.preparing import purge
 from serving.connection import connect
 from serving.schema import Field, Keys
 from tests.shells import entity_fields
@@ -212,7 +212,7 @@ class Machine(RuleBasedStateMachine):
         self.epoch += 1
         self.checkpoints = [(States(), 0)]
         submission = draw_submission(self.redis, KEYS, next(self.clock))
-        _purge(self.redis, KEYS)
+        purge(self.redis, KEYS)
         self.versions = {}
         self.live = self.attempt(submission)
 

@@ -1,0 +1,300 @@
+"""What comes before a job: what it goes on from, where it writes, and the job itself from its settings."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import redis
+from rich.console import Console
+
+from flink_jobs.embedded import embedded_redis
+from flink_jobs.flink import RunningJob, configuration, environments, execute_here
+from flink_jobs.nursery import Nursery, nursery
+from flink_jobs.settings import Resolved, SettingsError
+from flink_jobs.state import Manifest, StateFolder, may_go_on
+from serving.client import Unreachable
+from serving.connection import connect, without_password
+from serving.schema import Field, Keys, sharded, span_ms
+from udfs.building import build
+from udfs.events import EventFormat
+from udfs.generator import SOURCE as GENERATOR
+from udfs.generator import GeneratorConfig, GeneratorFeed
+from udfs.growth import GrowthConfig
+from udfs.intake import IntakeConfig
+from udfs.learner import LearnerConfig
+from udfs.publisher import Publisher
+from udfs.reading import FileFeed, IdleFeed, InputError, input_files, peak_density
+from udfs.tilefeed import TileConfig
+
+if TYPE_CHECKING:
+    from flink_jobs.topology import Job
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a job needs before it can be submitted; nobody else uses the state meanwhile."""
+
+    folder: StateFolder
+    workers: Nursery
+    url: str
+    connection: Any
+    keys: Keys
+    manifest: Manifest
+    snapshot: str | None
+
+
+@contextlib.contextmanager
+def prepared(resolved: Resolved, console: Console) -> Iterator[Ready]:
+    folder = StateFolder(resolved.settings.state_dir)
+    with folder.locked(), nursery() as workers, redis_url(resolved, folder) as url:
+        connection = reachable(url)
+        keys = Keys(resolved.settings.prefix)
+        if resolved.settings.fresh:
+            folder.clear()
+        manifest, snapshot = _take_up(resolved, folder, connection, keys, console)
+        if manifest.shards_before is not None:
+            forget_shards(connection, keys, manifest.shards_before, resolved.settings.shards)
+            manifest = replace(manifest, shards_before=None)
+        yield Ready(folder, workers, url, connection, keys, manifest, snapshot)
+
+
+def files_of(resolved: Resolved) -> list[tuple[str, str]]:
+    kind, _, path = resolved.settings.source.partition(":")
+    if kind != "file":
+        return []
+    found = input_files(Path(path).expanduser().resolve())
+    files = [(str(p), resolved.settings.format or f) for p, f in found]
+    unclear = [p for p, f in files if not f]
+    if unclear:
+        raise InputError(f"{unclear[0]} ends in neither .jsonl nor .csv: say which it is with --format")
+    return files
+
+
+@contextlib.contextmanager
+def redis_url(resolved: Resolved, folder: StateFolder) -> Iterator[str]:
+    if resolved.settings.redis == "embedded":
+        with embedded_redis(folder.redis) as url:
+            yield url
+    else:
+        yield resolved.settings.redis
+
+
+def reachable(url: str) -> Any:
+    connection = connect(url)
+    try:
+        if connection.info("cluster").get("cluster_enabled"):
+            raise SettingsError(
+                f"redis: {without_password(url)} is a Redis Cluster; freshet compares and sets many keys in one "
+                "script, which a cluster can't run: give a single server, or a replicated one"
+            )
+    except redis.exceptions.AuthenticationError as error:
+        raise SettingsError(f"redis: {without_password(url)} refused the login: {error}") from error
+    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as error:
+        raise Unreachable(f"Redis at {without_password(url)} does not answer: {error}") from error
+    return connection
+
+
+def purge(connection: Any, keys: Keys) -> None:
+    """Deletes all that is known under the prefix, save who may write."""
+    if not connection.exists(keys.ledger):
+        return
+    batch: list[bytes] = []
+    for key in connection.scan_iter(match=keys.everything, count=5_000):
+        if key != keys.fence.encode():
+            batch.append(key)
+        if len(batch) >= 5_000:
+            connection.unlink(*batch)
+            batch = []
+    if batch:
+        connection.unlink(*batch)
+
+
+def forget_shards(connection: Any, keys: Keys, before: int, now: int) -> None:
+    """Deletes what only the learners of so many shards before have written; what others wrote of an item stays."""
+    learned = (Field.VECTOR, Field.BIAS, Field.COUNT, Field.UPDATED_AT, Field.VERSION, Field.POPULARITY)
+    of_now = {sharded(name, shard, now) for name in learned for shard in range(now)}
+    fields = [f for name in learned for shard in range(before) if (f := sharded(name, shard, before)) not in of_now]
+    for shard in range(before) if fields else ():
+        pipe = connection.pipeline(transaction=False)
+        for member, _ in connection.zscan_iter(keys.items(shard), count=5_000):
+            pipe.hdel(keys.item(member.decode()), *fields)
+            if len(pipe) >= 1_000:
+                pipe.execute()
+        pipe.execute()
+    for shard in range(now, before):
+        connection.unlink(keys.items(shard), keys.model(shard))
+        of_shards = (Field.ALIVE, Field.REPUBLISH, Field.ATTEMPT, Field.REACHED)
+        connection.hdel(keys.ledger, *(f"{name}:{shard}" for name in of_shards))
+
+
+def fixed_settings(resolved: Resolved) -> dict[str, Any]:
+    """What learned state depends on: it can't be read, or would not be the same, under other values."""
+    settings = resolved.settings
+    tiles, growth = settings.tiles, settings.growth
+    tail = [growth.min_events, growth.tail_rows, growth.tail_counters]
+    return {
+        "prefix": settings.prefix,
+        "redis": "embedded" if settings.redis == "embedded" else without_password(settings.redis),
+        "shards": settings.shards,
+        "model": {"name": resolved.model_name, **resolved.model_params},
+        "tiles": [tiles.enabled, tiles.spans, tiles.event_types, tiles.session_gap] if tiles.enabled else [False],
+        "serving.half_life": settings.serving.half_life,
+        "metrics": sorted(settings.metrics),
+        "growth.min_events": tail if growth.min_events > 1 else [1],
+    }
+
+
+def _take_up(
+    resolved: Resolved, folder: StateFolder, connection: Any, keys: Keys, console: Console
+) -> tuple[Manifest, str | None]:
+    """The manifest of this run, and the snapshot that it goes on from."""
+    settings = resolved.settings
+    source, now = settings.source, time.time_ns() // 1_000_000
+    bound = now + span_ms(settings.events.max_future)
+    known = folder.load()
+    if known is not None:
+        manifest = may_go_on(known, fixed_settings(resolved), source)
+        snapshot = folder.newest_snapshot(known)
+        if snapshot is not None:
+            _not_newer(connection, keys, manifest)
+            # The bound on timestamps is drawn where an input begins, not at each restart: a replay decides alike.
+            return (replace(manifest, future_bound=bound, gather=0) if known.ended else manifest), snapshot
+        console.print("the last run ended before its first checkpoint: starting anew")
+    elif connection.exists(keys.ledger) and not settings.fresh:
+        raise SettingsError(
+            f"prefix: Redis holds state under {settings.prefix!r} that {folder.path} knows nothing of: give the "
+            "--state-dir that it belongs to, or another --prefix, or delete it and start anew with --fresh"
+        )
+    return Manifest(
+        now, settings.prefix, fixed_settings(resolved), source=source, ended=False, future_bound=bound
+    ), None
+
+
+def _not_newer(connection: Any, keys: Keys, manifest: Manifest) -> None:
+    """Refuses to go on under a prefix that a younger state has written: readers would see none of it."""
+    versions = [connection.hget(keys.model(shard), Field.VERSION) for shard in range(manifest.fixed["shards"])]
+    if any(v is not None and int(v.partition(b".")[0]) > manifest.epoch for v in versions):
+        raise SettingsError(
+            f"prefix: Redis holds under {keys.prefix!r} what a younger state has written, and would take nothing of "
+            "this one: go on with that --state-dir, or start anew with --fresh"
+        )
+
+
+def gathering(resolved: Resolved, manifest: Manifest, files: list[tuple[str, str]]) -> int:
+    from flink_jobs.windows import gathering_span
+
+    settings = resolved.settings
+    if files:
+        density = peak_density(files, _event_format(resolved, manifest))
+    else:
+        density = 1 / settings.generator.interval
+    return gathering_span(span_ms(settings.tiles.spans[0]), density)
+
+
+def _event_format(resolved: Resolved, manifest: Manifest) -> EventFormat:
+    settings = resolved.settings
+    return EventFormat(
+        columns=settings.field,
+        timestamp_unit=settings.timestamp_unit,
+        default_type=settings.events.default_type,
+        max_id_bytes=settings.events.max_id_bytes,
+        max_value=settings.events.max_value,
+        future_bound=manifest.future_bound,
+    )
+
+
+def job_of(
+    resolved: Resolved,
+    manifest: Manifest,
+    url: str,
+    files: list[tuple[str, str]] | None,
+    run_id: str,
+    submission: int,
+) -> Job:
+    """The topology's parts, from the settings; without ``files``, of a job that reads nothing."""
+    # Imported here: PyFlink takes seconds, and settings should be judged without it.
+    from flink_jobs.sources import FeedSource
+    from flink_jobs.topology import Job
+    from flink_jobs.windows import Windows
+
+    settings = resolved.settings
+    fmt = _event_format(resolved, manifest)
+    journal = StateFolder(settings.state_dir).journal
+    if files is None:
+        source = FeedSource(settings.source.partition(":")[0], IdleFeed, ("", ""), journal)
+    elif files:
+        feed: Any = functools.partial(FileFeed, files, fmt, run_id, settings.batch_bytes)
+        source = FeedSource("file", feed, ("file", "line"), journal)
+    else:
+        config = GeneratorConfig(**settings.generator.model_dump())
+        feed = functools.partial(GeneratorFeed, config, run_id)
+        source = FeedSource(GENERATOR, feed, ("source", "index"), journal)
+    serving, tiles, growth = settings.serving, settings.tiles, settings.growth
+    ttl = span_ms(serving.expire_after) if serving.expire_after else 0
+    patience = span_ms(settings.redis_client.patience) / 1_000
+    return Job(
+        source=source,
+        intake=IntakeConfig(
+            fmt=fmt,
+            shards=settings.shards,
+            event_time=resolved.time == "event",
+            merged=source.merged,
+            out_of_orderness=span_ms(settings.out_of_orderness),
+            dedup_horizon=span_ms(settings.dedup.horizon),
+            tiles=TileConfig(tuple(tiles.event_types), span_ms(tiles.session_gap)) if tiles.enabled else None,
+            position_names=source.position_names,
+            run_id=run_id,
+            epoch=manifest.epoch,
+            part=manifest.part,
+        ),
+        learner=LearnerConfig(
+            weights=dict(settings.weight),
+            clip=resolved.clip,
+            metrics=tuple(settings.metrics),
+            seen=serving.seen,
+            half_life=span_ms(serving.half_life),
+            growth=GrowthConfig(
+                max_users=growth.max_users,
+                max_items=growth.max_items,
+                expire_after=span_ms(growth.expire_after) if growth.expire_after else None,
+                min_events=growth.min_events,
+                tail_rows=growth.tail_rows,
+                tail_counters=growth.tail_counters,
+            ),
+            repeatable=source.merged or resolved.time == "event",
+            position_names=source.position_names,
+            run_id=run_id,
+            part=manifest.part,
+        ),
+        model=functools.partial(build, resolved.model_name, resolved.model_params, resolved.max_weight),
+        publisher=functools.partial(Publisher, url, settings.prefix, submission, ttl, patience),
+        windows=Windows(tiles.spans, tiles.event_types, tiles.session_gap, manifest.gather) if tiles.enabled else None,
+        keep={span: span_ms(keep) for span, keep in tiles.kept.items()},
+        dead_letters=str(resolved.dead_letters.resolve()),
+        shards=settings.shards,
+        part=manifest.part,
+    )
+
+
+def submit(
+    job: Job,
+    resolved: Resolved,
+    folder: StateFolder,
+    snapshot: str | None,
+    python: Path,
+    execute: Callable[[Any], Any] = execute_here,
+    changes: Mapping[str, str] | None = None,
+) -> RunningJob:
+    """``changes``: to Flink's configuration, by its names."""
+    from flink_jobs.topology import build as build_topology
+
+    values = configuration(resolved.settings, folder.checkpoints, snapshot, python)
+    env, table_env = environments({**values, **(changes or {})})
+    build_topology(env, table_env, job)
+    return RunningJob(execute(env))
