@@ -111,12 +111,19 @@ def run_leg(folder: Path, plan: Plan) -> Outcome:
                 totals = _stages(plan, target, outcome)
             except JobFailed as error:
                 outcome.violations.append(f"the job failed: {error}")
+                print(_last_causes(state / "log"), flush=True)  # the folder may be gone when someone asks
         outcome.checkpoints = len(checkpoints)
         outcome.looked, outcome.regressions = reader.report["looked"], list(reader.report["wrong"])
         if totals is not None:
             _judge(plan, folder, target, totals, outcome)
     outcome.seconds = time.monotonic() - began
     return outcome
+
+
+def _last_causes(logs: Path) -> str:
+    """What Flink's logs give as causes, the last ones last."""
+    lines = [line for file in logs.glob("*.log") for line in file.read_text(errors="replace").splitlines()]
+    return "\n".join([line for line in lines if line.startswith("Caused by")][-30:])
 
 
 def settings_of(plan: Plan, state: Path, url: str, stage: Stage) -> dict[str, Any]:
