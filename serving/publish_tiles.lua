@@ -18,10 +18,12 @@ end
 for k = 3, #KEYS do
   local key, count, newest, written = KEYS[k], tonumber(ARGV[at]), 0, 0
   local last, of, bound = buried(key)
+  local pruned = count > 0 and tonumber(redis.call('HGET', key, 'pruned') or 0)
   at = at + 1
   for _ = 1, count do
-    local start = tonumber(ARGV[at + 1])
-    if not last or is_new(start, of, bound) then
+    local start, stays = tonumber(ARGV[at + 1]), keep[ARGV[at]]
+    -- What is too old was pruned: a replay writes it again.
+    if (not last or is_new(start, of, bound)) and not (stays and start < pruned - stays) then
       if start > newest then newest = start end
       redis.call('HSET', key, ARGV[at + 2], ARGV[at + 3])
       written = written + 1
@@ -37,7 +39,6 @@ for k = 3, #KEYS do
     end
   end
   if written > 0 then
-    local pruned = tonumber(redis.call('HGET', key, 'pruned') or 0)
     if newest - pruned >= shortest / 8 then
       local old = {}
       for _, field in ipairs(redis.call('HKEYS', key)) do

@@ -219,6 +219,20 @@ def test_old_tiles_are_pruned_by_the_write(publisher: Publisher, redis_connectio
     assert redis_connection.hget("p:user:ann", "bias") == b"0.5"
 
 
+def test_a_replay_does_not_bring_back_what_was_pruned(publisher: Publisher, redis_connection: Any) -> None:
+    starts = range(0, 3 * HOUR, 300_000)
+    for _ in range(2):
+        for start in starts:
+            publisher.tiles(
+                tile_entities([tile("user", "5m", "ann", start)], publisher.keys, ["view"], 0), {"5m": HOUR}
+            )
+        first = redis_connection.hgetall("p:user:ann")
+        assert min(decode_tiles(first)["5m"]) >= starts[-1] - HOUR - HOUR // 8
+        redis_connection.hset("p:user:ann", "seen", "[]")
+        assert redis_connection.hgetall("p:user:ann") == {**first, b"seen": b"[]"}
+    assert len(first) == len(decode_tiles(first)["5m"]) + 2
+
+
 def test_a_session_never_goes_backwards(publisher: Publisher, redis_connection: Any) -> None:
     def write(*starts: int) -> Any:
         records = RECORD.join(tile("user", "session", "ann", start, n=start // 1_000) for start in starts)

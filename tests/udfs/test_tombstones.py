@@ -31,7 +31,7 @@ def publisher(redis_url: str, redis_connection: Any) -> Any:
 def tiles(publisher: Publisher, *starts: int, part: int = 1, user: str = "ann", span: str = "5m") -> None:
     records = [tile("user", span, user, start) for start in starts] + [tile("item", span, "tea", starts[0])]
     for record in records:
-        publisher.tiles(tile_entities([record], publisher.keys, ["view"], part), {"5m": 10**9}, part)
+        publisher.tiles(tile_entities([record], publisher.keys, ["view"], part), {"5m": 10**13}, part)
 
 
 def fields(connection: Any, key: str = ANN) -> set[str]:
