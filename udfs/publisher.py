@@ -39,7 +39,12 @@ _SCRIPTS: Final[Mapping[str, Sequence[str]]] = {
 }
 # Sent whole when they are needed, which is seldom.
 _RARE: Final = {name: ("fenced", name) for name in ("take_over", "hide", "delete", "lift")}
-_TRANSIENT: Final = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+# Scripts may be forgotten between what loads them and what runs them.
+_TRANSIENT: Final = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.NoScriptError,
+)
 # Words of a server that will take writes again: full, a replica until a failover is done, loading, or in a script.
 # They come as they are, or in the middle of a script's error.
 _NOT_NOW: Final = re.compile(r"(?:^|\W)(?:OOM|READONLY|LOADING|MASTERDOWN|BUSY|NOREPLICAS|MISCONF|TRYAGAIN)(?:\W|$)")

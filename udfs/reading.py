@@ -79,7 +79,7 @@ class IdleFeed:
 
     @property
     def place(self) -> Place:
-        return stored_place(orjson.loads(self._position or b"{}"))
+        return stored_place(decode_position(self._position) if self._position else {})
 
     def pause(self) -> int:
         return 1_000

@@ -78,10 +78,10 @@ class PacedFeed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._feed, name)
 
-    def read(self) -> Any:
-        if orjson.loads(self._feed.position())["next"] >= int(self._limit.read_text()):
+    def read(self, limit: int | None = None) -> Any:
+        if self._feed.place.lines >= int(self._limit.read_text()):
             return None
-        return self._feed.read()
+        return self._feed.read(limit)
 
 
 def paced_feed(open_feed: Callable[..., Any], folder: str) -> PacedFeed:

@@ -18,7 +18,7 @@ from udfs.chunk import Chunk, Run
 from udfs.events import EventFormat, EventParser, Rejected
 from udfs.generator import BLOCK, SOURCE, START, Generator, GeneratorConfig, GeneratorFeed
 from udfs.intake import Intake, IntakeConfig
-from udfs.reading import FileFeed, InputError, input_files, peak_density
+from udfs.reading import FileFeed, IdleFeed, InputError, encode_position, input_files, peak_density
 
 T0 = 1_700_000_000_000
 
@@ -354,3 +354,12 @@ def test_a_file_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
     for place in (path, tmp_path):
         with pytest.raises(InputError, match=r"caf\\udce9\.jsonl' is not UTF-8.*: rename it"):
             input_files(place)
+
+
+def test_a_feed_that_stands_by_keeps_its_place() -> None:
+    feed = IdleFeed()
+    feed.seek(None)
+    assert feed.place == (0, 0) and feed.read() is None and not feed.ended
+    position = encode_position({"next": 7, "inputs": 2, "lines": 7})
+    feed.seek(position)
+    assert feed.place == (2, 7) and feed.position() == position
