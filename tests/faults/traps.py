@@ -55,8 +55,8 @@ class FragilePublisher:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._publisher, name)
 
-    def learned(self, *arguments: Any) -> Any:
-        answer = self._publisher.learned(*arguments)
+    def learned(self, *arguments: Any, **options: Any) -> Any:
+        answer = self._publisher.learned(*arguments, **options)
         spring(self._folder, "published")
         return answer
 
