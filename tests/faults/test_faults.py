@@ -56,7 +56,7 @@ def test_faults_leave_no_trace(seed: int, source: str, undisturbed: Left, tmp_pa
     faults = ["kill_worker", BRIEF[seed], "kill_worker", *BRIEF[:: 1 if seed % 2 else -1]]
     faults += ["silence_redis"] * (seed == 2)
     with embedded_redis((tmp_path / "redis").resolve()) as url:
-        injector = Injector(Target(Client(url), connect(url)), faults, seed, apart=4_000)
+        injector = Injector(Target(Client(url), connect(url)), faults, seed, apart=3_000)
         thread = injector.start()
         with Reader(url, [f"r{n}" for n in range(97)]) as reader:
             summary = run_job(tmp_path, {**SETTINGS, "source": source}, notes=tmp_path / "notes")
@@ -138,7 +138,7 @@ def test_workers_that_fail_while_the_job_stops(
         nonlocal stops
         stops += 1
         if stops == 1:
-            for worker in workers():
+            for worker in workers():  # all: which of them a stop still needs is drawn by the time
                 getattr(worker, fault)()
         return stop(self, *args, **kwargs)
 
