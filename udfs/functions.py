@@ -144,7 +144,7 @@ class IntakeFunction(KeyedProcessFunction):
             # Before what comes after them can be in a window that closes.
             self._publisher.hide([r for r in chunk.deletions if r in chunk.ahead], (self._config.part, intake.reached))
             result = intake.delete(chunk.deletions)
-        elif chunk.runs:
+        elif chunk.runs or chunk.ended:
             result = intake.process(chunk, time.time_ns() // 1_000_000)
         else:
             return
