@@ -100,6 +100,7 @@ class Watch:
 
     def _while_stopping(self) -> None:
         standing = self._look(", stopping")
+        self._ask_flink()
         # Windows that close write; that nobody has beats any more is as it should be.
         self._end_if_hung({"stop": (standing.writes, standing.published_at, standing.alive)})
         time.sleep(_POLL_SECONDS)

@@ -76,7 +76,7 @@ def assert_redis_has(client: Client, states: list[ShardState]) -> None:
         learner = Learner(LearnerConfig(), model())
         assert state.header is not None
         rows = [(*name.split(":", 1), blob) for name, blob in state.rows.items()]
-        learner.restore(state.header, rows, [])  # type: ignore[arg-type]
+        learner.restore(state.header, rows, state.waiting.items())  # type: ignore[arg-type]
         for family, found in ((USER, client.users), (ITEM, client.items)):
             table = learner.model.encode_rows(family, learner.model.ids[family])
             known: dict[str, Any] = found(list(learner.model.ids[family]))
@@ -142,7 +142,8 @@ def test_half_way_to_other_shards_and_on(
 def learner_waiting(state: ShardState) -> list[Any]:
     learner = Learner(LearnerConfig(), build("biased_mf", {"n_factors": 4, "seed": 3}))
     assert state.header is not None
-    learner.restore(state.header, [], state.waiting.items())
+    rows = [(*name.split(":", 1), blob) for name, blob in state.rows.items()]
+    learner.restore(state.header, rows, state.waiting.items())  # type: ignore[arg-type]
     return learner.waiting
 
 
@@ -168,7 +169,7 @@ def test_what_is_interrupted_can_be_done_again(
     assert all_fields(connect(url)) == before
     # After it: the state has moved, and the next run fills Redis and clears it of what was there before.
     with monkeypatch.context() as patched:
-        patched.setattr(resharding, "_written_by_another_job", interrupted)
+        patched.setattr(resharding, "written_by_another_job", interrupted)
         with pytest.raises(KeyboardInterrupt):
             move(state, settings, 3)
     assert StateFolder(state).load().fixed["shards"] == 3  # type: ignore[union-attr]
@@ -178,7 +179,7 @@ def test_what_is_interrupted_can_be_done_again(
     assert summary["events"]["learned"] == 100
     # And back: a second try does what is left, and there is nothing left to do for a third.
     with monkeypatch.context() as patched:
-        patched.setattr(resharding, "_written_by_another_job", interrupted)
+        patched.setattr(resharding, "written_by_another_job", interrupted)
         with pytest.raises(KeyboardInterrupt):
             move(state, settings, 2)
     assert move(state, settings, 2).sent > 0
