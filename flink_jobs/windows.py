@@ -77,7 +77,7 @@ def _seconds(millis: int) -> str:
 
 
 def gathered_windows(table_env: StreamTableEnvironment, feed: DataStream, windows: Windows) -> DataStream:
-    """The results of all windows over the feed, as rows of one string for ``udfs.publisher.tile_entities``."""
+    """The results of all windows over the feed, as rows of one string for ``udfs.entities.tile_entities``."""
     _create_events(table_env, feed)
     results = [result for family in ("user", "item") for result in _tiles(table_env, family, windows)]
     results.append(_sessions(windows))
@@ -105,12 +105,19 @@ def _create_events(table_env: StreamTableEnvironment, feed: DataStream) -> None:
     table_env.create_temporary_view("feed", table_env.from_data_stream(feed, chunks))
     split = table_env.sql_query(
         f"""
-        SELECT SPLIT(event, {_UNIT}) AS fields
+        SELECT reached, SPLIT(event, {_UNIT}) AS fields
         FROM feed CROSS JOIN UNNEST(SPLIT(events, {_RECORD})) AS exploded(event)
         """
     )
-    # A table of its own: otherwise SQL would split a record again for each of its fields.
-    fields = Schema.new_builder().column("fields", "ARRAY<STRING>").build()
+    # A table of its own: otherwise SQL would split a record again for each of its fields. One that does not say that it
+    # takes over the watermark swallows it: then no window closes before the end of the input.
+    fields = (
+        Schema.new_builder()
+        .column("reached", "TIMESTAMP_LTZ(3)")
+        .column("fields", "ARRAY<STRING>")
+        .watermark("reached", "SOURCE_WATERMARK()")
+        .build()
+    )
     table_env.create_temporary_view("records", _restated(table_env, split, fields))
     exploded = table_env.sql_query(
         """

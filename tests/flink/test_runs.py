@@ -313,6 +313,22 @@ def test_a_redis_that_was_wiped_is_filled_again(tmp_path: Path) -> None:
         assert all(state is not None for state in users.values())
 
 
+def test_windows_close_while_the_run_goes_on(tmp_path: Path) -> None:
+    settings = {**MODEL, "source": "generator", "generator.rate": 10_000, "generator.events": 10_000_000}
+    with embedded_redis((tmp_path / "state" / "redis").resolve()) as url:
+        client, stop = Client(url), threading.Event()
+        thread = threading.Thread(target=run_job, args=(tmp_path / "state", settings), kwargs={"stop": stop})
+        thread.start()
+        deadline, tiles = time.monotonic() + 60, 0
+        while not tiles and time.monotonic() < deadline:
+            states = client.items(sorted(client.known_items())[:50]).values()
+            tiles = sum(len(state.tiles) for state in states if state is not None)
+            time.sleep(0.2)
+        stop.set()
+        thread.join()
+        assert tiles
+
+
 def test_republish_writes_what_a_stopped_job_knows(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "events.jsonl", rated_events(3_000))
     settings = {**MODEL, "source": f"file:{source}", "tiles.enabled": False, "shards": 2}
