@@ -51,6 +51,7 @@ class Ready:
 
 @contextlib.contextmanager
 def prepared(resolved: Resolved, console: Console) -> Iterator[Ready]:
+    """All that a job needs, until the block ends: the state folder is locked, and Redis is there."""
     folder = StateFolder(resolved.settings.state_dir)
     with folder.locked(), nursery() as workers, redis_url(resolved, folder) as url:
         connection = reachable(url)
@@ -129,7 +130,7 @@ def forget_shards(connection: Any, keys: Keys, before: int, now: int) -> None:
         pipe.execute()
     for shard in range(now, before):
         connection.unlink(keys.items(shard), keys.model(shard))
-        of_shards = (Field.ALIVE, Field.REPUBLISH, Field.ATTEMPT, Field.REACHED)
+        of_shards = (Field.ALIVE, Field.REPUBLISH, Field.AUTHOR, Field.REACHED)
         connection.hdel(keys.ledger, *(f"{name}:{shard}" for name in of_shards))
 
 

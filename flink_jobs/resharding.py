@@ -150,12 +150,13 @@ def _scratch(folder: StateFolder) -> Iterator[Exchange]:
 
 @contextlib.contextmanager
 def _cancelled_on_error(running: RunningJob) -> Iterator[None]:
+    done = False
     try:
         yield
-    except BaseException:
-        if not running.ended:
+        done = True
+    finally:
+        if not done and not running.ended:
             running.cancel()
-        raise
 
 
 def _wait(running: RunningJob, done: Callable[[], bool]) -> None:

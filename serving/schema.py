@@ -22,7 +22,7 @@ _SCRIPTS: Final = Path(__file__).parent
 
 
 class Field:
-    """The names of the fields of an entity's hash, and, the last five, of the ledger."""
+    """The names of the fields of an entity's hash, and, the last six, of the ledger."""
 
     VECTOR = "vector"
     BIAS = "bias"
@@ -36,6 +36,7 @@ class Field:
     CATALOGUE = "catalogue"
     TILE = "t:"
     ATTEMPT = "attempt"
+    AUTHOR = "author"
     ALIVE = "alive_at"
     REPUBLISH = "republish"
     REACHED = "reached"

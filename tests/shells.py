@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import orjson
 
+from udfs.entities import dropped_calls, header_entity, learned_entities
 from udfs.learner import Learned, Learner
-from udfs.publisher import Author, Entity, Publisher, dropped_calls, header_entity, learned_entities
+from udfs.publisher import Author, Entity, Publisher
 
 
 def publish(
@@ -18,11 +19,13 @@ def publish(
     shard: int = 0,
     shards: int = 1,
     epoch: int = 7,
-    attempt: int = 1,
+    attempt: int = 0,
 ) -> None:
-    """Writes what was learned, or all that is known, to Redis."""
+    """Writes what was learned, or all that is known, to Redis: as a new attempt, or as the first write of that one."""
     learned = learned or learner.everything()
     author = Author(publisher.keys, shard, shards, epoch, attempt)
+    if not attempt:
+        publisher.take_over(author)
     drops = dropped_calls(learner, learned.dropped, author)
     entities, items = learned_entities(learner, learner.encode(learned), author)
     header = header_entity(learner, author)

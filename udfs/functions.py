@@ -19,12 +19,13 @@ from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
 from udfs.batch import Batch
 from udfs.chunk import Chunk
+from udfs.entities import tile_entities
 from udfs.intake import Intake, IntakeConfig
 from udfs.learner import Learner, LearnerConfig
 from udfs.models import RowModel
 from udfs.names import State
 from udfs.outbox import Outbox
-from udfs.publisher import Author, Publisher, tile_entities
+from udfs.publisher import Author, Publisher
 from udfs.reading import Feed
 from udfs.requests import Inbox, Journal
 from udfs.resharding import Exchange, ShardState
@@ -170,6 +171,16 @@ class IntakeFunction(KeyedProcessFunction):
         return self._intake
 
 
+class _Kept:
+    """What a shard keeps in Flink, under its key."""
+
+    def __init__(self, context: RuntimeContext) -> None:
+        self.header = context.get_state(ValueStateDescriptor(State.LEARNER_HEADER, BYTES))
+        self.rows = context.get_map_state(MapStateDescriptor(State.ROWS, Types.STRING(), BYTES))
+        self.waiting = context.get_map_state(MapStateDescriptor(State.WAITING, Types.LONG(), BYTES))
+        self.tombstones = context.get_map_state(MapStateDescriptor(State.TOMBSTONES, Types.STRING(), BYTES))
+
+
 class LearnFunction(KeyedProcessFunction):
     """Batches of a shard in; what was learned out, as a group of touched rows, and dead letters."""
 
@@ -188,10 +199,7 @@ class LearnFunction(KeyedProcessFunction):
         self._make_publisher = publisher
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        self._header = runtime_context.get_state(ValueStateDescriptor(State.LEARNER_HEADER, BYTES))
-        self._rows = runtime_context.get_map_state(MapStateDescriptor(State.ROWS, Types.STRING(), BYTES))
-        self._waiting = runtime_context.get_map_state(MapStateDescriptor(State.WAITING, Types.LONG(), BYTES))
-        self._tombstones = runtime_context.get_map_state(MapStateDescriptor(State.TOMBSTONES, Types.STRING(), BYTES))
+        self._state = _Kept(runtime_context)
         self._learners: dict[str, Learner] = {}
         self._outboxes: dict[str, Outbox] = {}
         _calm_collector()
@@ -213,33 +221,33 @@ class LearnFunction(KeyedProcessFunction):
             encoded = learner.encode(learned)
             for family, rows in encoded.items():
                 for row_id, blob in zip(rows.row_ids, rows.blobs, strict=True):
-                    self._rows.put(state_name(family, row_id), blob)
+                    self._state.rows.put(state_name(family, row_id), blob)
             for family, row_ids in learned.dropped.items():
                 for row_id in row_ids:
-                    self._rows.remove(state_name(family, row_id))
+                    self._state.rows.remove(state_name(family, row_id))
             for user_id, tombstone in learned.deleted.items():
-                self._tombstones.put(user_id, tombstone.encode())
+                self._state.tombstones.put(user_id, tombstone.encode())
             self._publisher.delete(learned.deleted)
             self._outboxes[key].publish(learned, encoded)
             if learned.dead_letters:
                 yield DEAD_LETTERS, "\n".join(learned.dead_letters)
         for finished in learner.finished_batches():
             if finished != number:
-                self._waiting.remove(finished)
+                self._state.waiting.remove(finished)
         for changed in learner.to_store:
             waiting = learner.waiting_of(changed)
             if waiting is not None:
-                self._waiting.put(changed, waiting)
+                self._state.waiting.put(changed, waiting)
         for name, counters in learner.counters():
-            self._rows.put(name, counters)
-        self._header.update(learner.header())
+            self._state.rows.put(name, counters)
+        self._state.header.update(learner.header())
         self._publisher.alive(self._shard_of[key])
 
     def _restored(self, key: str) -> Learner:
         learner = self._learners[key] = Learner(self._config, self._make_model())
-        header = self._header.value()
-        rows = ((*from_state_name(name), blob) for name, blob in self._rows.items())
-        learner.restore(header, rows, self._waiting.items(), self._tombstones.items())
+        header = self._state.header.value()
+        rows = ((*from_state_name(name), blob) for name, blob in self._state.rows.items())
+        learner.restore(header, rows, self._state.waiting.items(), self._state.tombstones.items())
         author = Author(self._publisher.keys, self._shard_of[key], len(self._shard_of), self._epoch)
         self._outboxes[key] = Outbox(self._publisher, learner, author)
         self._publisher.lift(learner.passed_tombstones)
@@ -256,36 +264,35 @@ class ReshardFunction(KeyedProcessFunction):
         self._folder = folder
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        self._header = runtime_context.get_state(ValueStateDescriptor(State.LEARNER_HEADER, BYTES))
-        self._rows = runtime_context.get_map_state(MapStateDescriptor(State.ROWS, Types.STRING(), BYTES))
-        self._waiting = runtime_context.get_map_state(MapStateDescriptor(State.WAITING, Types.LONG(), BYTES))
-        self._tombstones = runtime_context.get_map_state(MapStateDescriptor(State.TOMBSTONES, Types.STRING(), BYTES))
+        self._state = _Kept(runtime_context)
         self._exchange = Exchange(Path(self._folder))
 
     def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> None:
         key = ctx.get_current_key()
         shard = self._before.get(key)
         if shard is not None and not self._exchange.given(shard):
-            maps = (dict(of.items()) for of in (self._rows, self._waiting, self._tombstones))
-            self._exchange.give(shard, ShardState(self._header.value(), *maps))
+            state = self._state
+            maps = (dict(of.items()) for of in (state.rows, state.waiting, state.tombstones))
+            self._exchange.give(shard, ShardState(state.header.value(), *maps))
         if self._exchange.ready and not self._exchange.taken(key):
             self._take(self._after.get(key))
             self._exchange.note_taken(key)
 
     def _take(self, shard: int | None) -> None:
         """Replaces what is stored under the key by a new shard's state; by nothing where the key is none's any more."""
-        for state in (self._header, self._rows, self._waiting, self._tombstones):
-            state.clear()
+        state = self._state
+        for part in (state.header, state.rows, state.waiting, state.tombstones):
+            part.clear()
         new = None if shard is None else self._exchange.new(shard)
         if new is None or new.header is None:
             return
-        self._header.update(new.header)
+        state.header.update(new.header)
         for name, row in new.rows.items():
-            self._rows.put(name, row)
+            state.rows.put(name, row)
         for number, batch in new.waiting.items():
-            self._waiting.put(number, batch)
+            state.waiting.put(number, batch)
         for user_id, tombstone in new.tombstones.items():
-            self._tombstones.put(user_id, tombstone)
+            state.tombstones.put(user_id, tombstone)
 
 
 class PublishTilesFunction(ProcessFunction):

@@ -130,9 +130,11 @@ class Learner:
         self.scores = Prequential(config.metrics)
         self.rows = {family: Rows(family, ids) for family, ids in model.ids.items()}
         self.bounds = Bounds(config.growth, self.rows) if config.growth.is_bounded else None
-        # How many rows were dropped, by family; and whether that was, before a restart, by other bounds.
+        # How many rows were dropped, by family.
         self.dropped = dict.fromkeys(self.rows, 0)
-        self.rebounded = False
+        # Where Redis may have other rows than these, as bounds changed or a replay is not at its end: how far this was
+        # when it had the same, as :attr:`reached` tells.
+        self.overdue: Mapping[str, int] | None = None
         # Of what was met, the newest position of each source; empty where the order says it all.
         self.positions: dict[str, int] = {}
         self.seq = 0
@@ -393,6 +395,8 @@ class Learner:
             header["dropped"] = self.dropped
         if self.positions:
             header["positions"] = self.positions
+        if self.overdue is not None:
+            header["overdue"] = self.overdue
         return seal("header", orjson.dumps(header))
 
     def encode(self, learned: Learned) -> dict[str, EncodedRows]:
@@ -443,7 +447,9 @@ class Learner:
         self.released, self.batch_number = stored["released"], stored["batch_number"]
         self.dropped |= stored.get("dropped", {})
         self.positions = stored.get("positions", {})
-        self.rebounded = stored.get("growth", {}) != self.config.growth.stored()
+        self.overdue = stored.get("overdue")
+        if self.overdue is None and stored.get("growth", {}) != self.config.growth.stored():
+            self.overdue = self.reached
         self.deleted, self.requests = counts.get("deleted", 0), stored.get("requests", 0)
         self.tombstones = {user_id: Tombstone.decode(blob) for user_id, blob in tombstones}
         if self.bounds is not None:

@@ -8,15 +8,16 @@ order.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import islice
 from typing import Final
 
 import orjson
 
+from udfs.entities import dropped_calls, header_entity, learned_entities
 from udfs.learner import Learned, Learner
-from udfs.publisher import Author, Publisher, dropped_calls, header_entity, learned_entities
+from udfs.publisher import Author, Lost, Publisher
 from udfs.rows import EncodedRows
 
 _AT_ONCE: Final = 20_000
@@ -39,27 +40,27 @@ class Outbox:
     learner
         New, or restored.
     author
-        Whose attempt number is drawn here.
+        Whose attempts are begun here.
     """
 
     def __init__(self, publisher: Publisher, learner: Learner, author: Author) -> None:
-        self._publisher, self._learner = publisher, learner
+        self._publisher, self._learner, self._author = publisher, learner, author
         found = publisher.take_over(author)
-        self._author = replace(author, attempt=found.attempt)
-        self._acknowledged = found.version or b""  # the version of the header that Redis has taken
         self._replay_until: Mapping[str, int] | None = None
         self._held = learner.nothing()
-        # A checkpoint covers only what Redis has acknowledged: what it does not have, it has lost.
-        lost = found.version is None or not covers(found.acknowledged, learner.reached)
+        # A checkpoint covers only what Redis has acknowledged, or says how far that was: what is not there was lost.
+        acknowledged = learner.reached if learner.overdue is None else learner.overdue
+        lost = found.version is None or not covers(found.acknowledged, acknowledged)
         if lost:
             if learner.learned or learner.diverged:
                 self._write_everything()
         elif not covers(learner.reached, found.reached):
             self._replay_until = found.reached
             publisher.replayed(author, sum(found.reached.values()) - sum(learner.reached.values()))
-            if learner.rebounded:
+            if learner.overdue is not None:
                 self._held = learner.everything()
-        elif learner.rebounded:
+            learner.overdue = found.acknowledged
+        elif learner.overdue is not None:
             self._write_everything()
 
     def publish(self, learned: Learned, encoded: dict[str, EncodedRows]) -> None:
@@ -71,25 +72,34 @@ class Outbox:
                 return
             learned, self._held, self._replay_until = self._held, learner.nothing(), None
             encoded = learner.encode(learned)
-        before = self._write(learned, encoded, self._acknowledged)
-        if self._lost(before):
+        try:
+            self._write(learned, encoded, header=True)
+            learner.overdue = None
+        except Lost:
             self._write_everything()
-        self._acknowledged = self._author.version(learner.seq)
 
     def assure(self) -> None:
         """Writes everything where Redis has lost it, which a group finds by the way, or where someone asks for it."""
-        known, asked = self._publisher.known(self._author.shard)
-        if self._lost(known) or (asked and self._replay_until is None and self._acknowledged):
-            self._held, self._replay_until = self._learner.nothing(), None
+        try:
+            asked = self._publisher.asked(self._author) and self._replay_until is None
+        except Lost:
             self._write_everything()
-        if asked and self._replay_until is None:
-            self._publisher.republished(self._author.shard)
-
-    def _lost(self, known: bytes | None) -> bool:
-        """Whether Redis was wiped or put back: the header that it knows is not the one that it has acknowledged."""
-        return (known or b"") < self._acknowledged
+            return
+        if asked:
+            self._write_everything()
+            self._publisher.republished(self._author)
 
     def _write_everything(self) -> None:
+        """Writes all rows, as an attempt of its own: again where Redis loses them meanwhile."""
+        self._held, self._replay_until = self._learner.nothing(), None
+        while True:
+            self._publisher.take_over(self._author)
+            with contextlib.suppress(Lost):
+                self._write_rows()
+                self._learner.overdue = None
+                return
+
+    def _write_rows(self) -> None:
         """Writes all rows, some at a time: encoded, they take several times the memory."""
         self._publisher.delete(self._learner.tombstones)
         for family, rows in self._learner.everything().touched.items():
@@ -97,19 +107,14 @@ class Outbox:
             while part := dict(islice(left, _AT_ONCE)):
                 learned = self._learner.nothing()
                 learned.touched[family] = part
-                self._write(learned, self._learner.encode(learned))
+                self._write(learned, self._learner.encode(learned), header=False)
                 self._publisher.alive(self._author.shard)
         nothing = self._learner.nothing()
-        self._write(nothing, self._learner.encode(nothing), b"")
-        self._acknowledged = self._author.version(self._learner.seq)
+        self._write(nothing, self._learner.encode(nothing), header=True)
 
-    def _write(self, learned: Learned, encoded: dict[str, EncodedRows], expected: bytes | None = None) -> bytes | None:
-        """Writes rows, and the header unless ``expected`` is None; returns the version that the header had before."""
+    def _write(self, learned: Learned, encoded: dict[str, EncodedRows], *, header: bool) -> None:
         learner, author = self._learner, self._author
         entities, items = learned_entities(learner, encoded, author)
         drops = dropped_calls(learner, learned.dropped, author)
-        header = None if expected is None else header_entity(learner, author)
-        reached = orjson.dumps(learner.reached)
-        return self._publisher.learned(
-            author, entities, items, drops, reached=reached, header=header, expected=expected or b""
-        )
+        head = header_entity(learner, author) if header else None
+        self._publisher.learned(author, entities, items, drops, reached=orjson.dumps(learner.reached), header=head)

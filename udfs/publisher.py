@@ -20,20 +20,16 @@ import orjson
 import redis
 
 from serving.connection import connect, without_password
-from serving.schema import Field, Keys, encode_tile, encode_vector, script, sharded, tile_field, version
-from udfs.learner import Learner
-from udfs.models import ITEM, USER
+from serving.schema import Field, Keys, script, version
 from udfs.requests import Request
-from udfs.rows import EncodedRows
-from udfs.tail import tail_number
-from udfs.tilefeed import RECORD, UNIT, total, unescape
 from udfs.tombstones import Arguments, Tombstone, deleting, hiding, lifting
 
 # Entities a script call: Redis serves nobody else during one, about 1 ms.
 _PER_CALL: Final = 500
 _SCRIPTS: Final[Mapping[str, Sequence[str]]] = {
-    "publish_learned": ("fenced", "superseded", "tombstones", "publish_learned"),
-    "drop_learned": ("fenced", "superseded", "drop_learned"),
+    "publish_learned": ("fenced", "in_turn", "tombstones", "publish_learned"),
+    "drop_learned": ("fenced", "in_turn", "drop_learned"),
+    "shard_note": ("fenced", "in_turn", "shard_note"),
     "publish_tiles": ("fenced", "tombstones", "publish_tiles"),
     "note": ("fenced", "note"),
 }
@@ -60,8 +56,6 @@ class Found(NamedTuple):
 
     Attributes
     ----------
-    attempt
-        Its number, above all before it.
     version
         Of the shard's header; None where Redis knows nothing of this state.
     acknowledged, reached
@@ -69,21 +63,21 @@ class Found(NamedTuple):
         :attr:`~udfs.learner.Learner.reached` tells.
     """
 
-    attempt: int
     version: bytes | None
     acknowledged: Mapping[str, int]
     reached: Mapping[str, int]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Author:
-    """Who writes a shard: an attempt at it. ``epoch`` is the birth of its state in ms."""
+    """Who writes a shard: an attempt at it, with so many ``writes`` done. ``epoch`` is the birth of its state in ms."""
 
     keys: Keys
     shard: int
     shards: int
     epoch: int
     attempt: int = 0
+    writes: int = 0
 
     def version(self, seq: int) -> bytes:
         return version(self.epoch, self.attempt, seq)
@@ -92,9 +86,18 @@ class Author:
         """The name of a shard's field of the ledger."""
         return f"{name}:{self.shard}"
 
+    def call(self, call: Call) -> Call:
+        """A call of a script for the shard, with who calls it and for which write."""
+        name, keys, arguments = call
+        return name, [self.keys.ledger, *keys], [self.field(Field.AUTHOR), self.attempt, self.writes + 1, *arguments]
+
 
 class PublishError(RuntimeError):
     """Redis did not take a write within the time allowed; the message says where and why."""
+
+
+class Lost(PublishError):
+    """Redis does not have what a shard wrote last: it was wiped, or put back to what it was."""
 
 
 class Fenced(PublishError):
@@ -149,47 +152,42 @@ class Publisher:
         *,
         reached: bytes,
         header: Entity | None = None,
-        expected: bytes = b"",
-    ) -> bytes | None:
-        """Writes learned fields, and notes the ``items`` by their ``seq`` in the set of the shard.
+    ) -> None:
+        """The next write of an attempt: learned fields, and the ``items`` by their ``seq`` in the set of the shard.
 
         What ``drops`` takes away goes before; ``reached``, as JSON, before all else: whoever takes over knows what may
-        have been written. The shard's ``header`` goes last, and is written only where Redis has it at version
-        ``expected`` or above. Retried as a whole: every write is idempotent.
+        have been written. The shard's ``header`` goes last. Retried as a whole: every write is idempotent.
 
-        Returns
-        -------
-        The version that the header had before; None if Redis did not know it, or without one. Below ``expected``:
-        Redis has lost what it was given.
+        Raises
+        ------
+        Lost
+            If Redis does not have what the attempt wrote last; nothing is written.
         """
-        ledger, field = author.keys.ledger, author.field(Field.ATTEMPT)
-
-        def of_author(call: Call) -> Call:
-            name, keys, arguments = call
-            return name, [ledger, *keys], [field, author.attempt, *arguments]
+        ledger, write = author.keys.ledger, author.writes + 1
 
         def calls() -> Iterator[Call]:
-            yield "note", [], ("HSET", ledger, author.field(Field.REACHED), reached)
-            yield from map(of_author, drops)
-            for members in _parts(list(items.items())):
+            yield "shard_note", [], ("HSET", ledger, author.field(Field.REACHED), reached)
+            yield from drops
+            for members in parts(list(items.items())):
                 words = (word for item, seq in members for word in (seq, item))
-                yield "note", [], ("ZADD", author.keys.items(author.shard), "GT", *words)
-            for part in _parts(entities):
+                yield "shard_note", [], ("ZADD", author.keys.items(author.shard), "GT", *words)
+            for part in parts(entities):
                 arguments = [argument for _, entity in part for argument in entity]
-                yield of_author(("publish_learned", [key for key, _ in part], [self._ttl, b"", *arguments]))
+                yield "publish_learned", [key for key, _ in part], [self._ttl, *arguments]
             if header is not None:
-                yield of_author(("publish_learned", [header[0]], [0, expected, *header[1]]))
+                yield "publish_learned", [header[0]], [0, *header[1]]
+            yield "shard_note", [], ("HSET", ledger, author.field(Field.AUTHOR), f"{author.attempt} {write}")
 
         written = len(entities) + (header is not None)
-        before: bytes | None = self._patiently(lambda: self._write(calls(), written))
-        return before
+        self._patiently(lambda: self._write(map(author.call, calls()), written))
+        author.writes = write
 
     def tiles(self, entities: Sequence[Entity], keep: Mapping[str, int], part: int = 0) -> None:
         """Writes closed windows of a part; ``keep`` says for each span how many milliseconds of it stay."""
         spans = [len(keep), *(value for pair in keep.items() for value in pair)]
 
         def calls() -> Iterator[Call]:
-            for some in _parts(entities):
+            for some in parts(entities):
                 arguments = [argument for _, entity in some for argument in entity]
                 yield "publish_tiles", [key for key, _ in some], [self._ttl, part, *spans, *arguments]
 
@@ -200,29 +198,28 @@ class Publisher:
 
         But for windows: those that are new by part and bound, once these are known.
         """
-        self._call("hide", [hiding(some, self.keys, windows) for some in _parts(requests)])
+        self._call("hide", [hiding(some, self.keys, windows) for some in parts(requests)])
 
     def delete(self, tombstones: Mapping[str, Tombstone]) -> None:
         """Removes deleted users, and sees to it that nothing of before is written any more."""
-        self._call("delete", [deleting(some, self.keys) for some in _parts(list(tombstones.items()))])
+        self._call("delete", [deleting(some, self.keys) for some in parts(list(tombstones.items()))])
 
     def lift(self, tombstones: Mapping[str, Tombstone]) -> None:
         """Takes away tombstones, where they are still these."""
-        self._call("lift", [lifting(some) for some in _parts(list(tombstones.items()))])
+        self._call("lift", [lifting(some) for some in parts(list(tombstones.items()))])
 
     def _call(self, name: str, calls: Sequence[Arguments]) -> None:
         if calls:
             self._patiently(lambda: self._run([(name, *arguments) for arguments in calls]))
 
-    def _write(self, calls: Iterable[Call], count: int) -> Any:
-        """Runs scripts that write ``count`` entities; returns what the last answered, None without any."""
+    def _write(self, calls: Iterable[Call], count: int) -> None:
+        """Runs scripts that write ``count`` entities."""
         # What was sent, and when, for reports: what a retry sends again counts again.
         notes: list[Call] = [
             ("note", [], ("HINCRBY", self.keys.ledger, "writes", count)),
             ("note", [], ("HSET", self.keys.ledger, "published_at", time.time_ns() // 1_000_000)),
         ]
-        answers = self._run(itertools.chain(calls, notes))[: -len(notes)]
-        return answers[-1] if answers else None
+        self._run(itertools.chain(calls, notes))
 
     def _run(self, calls: Iterable[Call]) -> list[Any]:
         """Runs scripts in one round trip, and returns their answers.
@@ -274,35 +271,37 @@ class Publisher:
         self._patiently(lambda: self._run([("note", [], words)]))
 
     def take_over(self, author: Author) -> Found:
-        """Begins an attempt at a shard: from here on those before it can write nothing of it."""
+        """Begins another attempt at a shard: from here on those before it can write nothing of it."""
         keys = [author.keys.ledger, author.keys.model(author.shard)]
-        arguments = [author.field(Field.ATTEMPT), author.field(Field.REACHED), b"%013d." % author.epoch]
+        fields = [author.field(Field.AUTHOR), author.field(Field.REACHED)]
+        arguments = [*fields, b"%013d." % author.epoch, author.attempt]
         [found] = self._patiently(lambda: self._run([("take_over", keys, arguments)]))
-        attempt, known, *places = found
+        author.attempt, known, *places = found
+        author.writes = 0
         acknowledged, reached = (orjson.loads(place or b"{}") for place in places)
-        return Found(attempt, known, acknowledged, reached)
+        return Found(known, acknowledged, reached)
 
     def replayed(self, author: Author, events: int) -> None:
         """Counts events that are learned again."""
         words = ["HINCRBY", author.keys.ledger, author.field(Field.REPLAYED), events]
         self._patiently(lambda: self._run([("note", [], words)]))
 
-    def known(self, shard: int) -> tuple[bytes | None, bool]:
-        """What Redis knows of a shard: the version of its header, and whether someone asks for all to be written."""
+    def asked(self, author: Author) -> bool:
+        """Whether someone asks for all of a shard to be written.
 
-        def ask() -> list[Any]:
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.hget(self.keys.model(shard), Field.VERSION)
-            pipe.hexists(self.keys.ledger, f"{Field.REPUBLISH}:{shard}")
-            answers: list[Any] = pipe.execute()
-            return answers
+        Raises
+        ------
+        Lost
+            If Redis does not have what the attempt wrote last.
+        """
+        question = author.call(("shard_note", [], ("HEXISTS", author.keys.ledger, author.field(Field.REPUBLISH))))
+        [answer] = self._patiently(lambda: self._run([question]))
+        return bool(answer)
 
-        header_version, asked = self._patiently(ask)
-        return header_version, bool(asked)
-
-    def republished(self, shard: int) -> None:
+    def republished(self, author: Author) -> None:
         """Tells who asked that it is done."""
-        self._patiently(lambda: self._run([("note", [], ["HDEL", self.keys.ledger, f"{Field.REPUBLISH}:{shard}"])]))
+        words = ["HDEL", author.keys.ledger, author.field(Field.REPUBLISH)]
+        self._patiently(lambda: self._run([("note", [], words)]))
 
     def _patiently(self, send: Callable[[], Result]) -> Result:
         deadline = time.monotonic() + self._patience
@@ -320,6 +319,10 @@ class Publisher:
                         f"a later attempt at this job writes under prefix {self.keys.prefix!r} at {self._url}: this "
                         "one was given up by Flink, and ends"
                     ) from error
+                if str(error).startswith("LOST"):
+                    raise Lost(
+                        f"Redis at {self._url} does not have what was written last under prefix {self.keys.prefix!r}"
+                    ) from error
                 if not isinstance(error, _TRANSIENT) and not _NOT_NOW.search(str(error)):
                     raise PublishError(f"Redis at {self._url} refused a write: {error}") from error
                 # Full jitter, so that the workers of a job do not come back all at once.
@@ -332,130 +335,7 @@ class Publisher:
         raise AssertionError("unreachable")
 
 
-def _parts(things: Sequence[Result]) -> Iterator[Sequence[Result]]:
+def parts(things: Sequence[Result]) -> Iterator[Sequence[Result]]:
     """Slices of what one script call takes."""
     for start in range(0, len(things), _PER_CALL):
         yield things[start : start + _PER_CALL]
-
-
-def learned_entities(
-    learner: Learner, encoded: Mapping[str, EncodedRows], author: Author
-) -> tuple[list[Entity], dict[str, int]]:
-    """The Redis writes for the users and the items that a group changed.
-
-    Parameters
-    ----------
-    encoded
-        The touched rows by family, as they are stored.
-
-    Returns
-    -------
-    The entities for :meth:`Publisher.learned`, and the items by their ``seq``.
-    """
-    keys, shard, shards = author.keys, author.shard, author.shards
-    entities: list[Entity] = []
-    model, width = learner.model, 4 * learner.model.n_factors
-    items: dict[str, int] = {}
-    for family, key_of, of_shard in ((USER, keys.user, 1), (ITEM, keys.item, shards)):
-        rows = encoded[family]
-        version_name, count_name, updated_name, bias_name, vector_name, popularity_name = (
-            sharded(name, shard, of_shard)
-            for name in (
-                Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR, Field.POPULARITY
-            )
-        )  # fmt: skip
-        vectors = encode_vector(model.vectors(family, rows.weights))
-        pairs = 5 + bool(width) if family == USER else 4 + bool(width)
-        biases = model.biases(family, rows.weights).tolist()
-        for at, (row_id, head, bias) in enumerate(zip(rows.row_ids, rows.heads.tolist(), biases, strict=True)):
-            _, _, count, updated_at, seq, popularity = head
-            entity: list[bytes | str | int] = [
-                version_name, author.version(seq), pairs,
-                count_name, count, updated_name, updated_at, bias_name, repr(bias),
-            ]  # fmt: skip
-            if width:
-                entity += (vector_name, vectors[at * width : at * width + width])
-            if family == USER:
-                entity += (Field.SHARD, shard, Field.SEEN, rows.seen[at])
-            else:
-                entity += (popularity_name, repr(popularity))
-            shared = tail_number(row_id)
-            entities.append((key_of(row_id) if shared is None else keys.tail(shard, family, shared), entity))
-            if family == ITEM and shared is None:
-                items[row_id] = seq
-    return entities, items
-
-
-def dropped_calls(learner: Learner, dropped: Mapping[str, Iterable[str]], author: Author) -> list[Call]:
-    """The calls that take the learned fields of dropped rows out of Redis, given as ids by family.
-
-    To be made when the learner has learned nothing since that would bring one of them back.
-    """
-    calls: list[Call] = []
-    keys, shard, shards, up_to = author.keys, author.shard, author.shards, author.version(learner.seq)
-    both = (Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR)
-    of_users = [*both, Field.SHARD, Field.SEEN]
-    of_items = [sharded(name, shard, shards) for name in (*both, Field.POPULARITY)]
-    for family, key_of, fields in ((USER, keys.user, of_users), (ITEM, keys.item, of_items)):
-        for part in _parts(list(dropped.get(family, ()))):
-            row_keys = [key_of(row_id) for row_id in part]
-            members = part if family == ITEM else ()
-            calls.append(("drop_learned", [keys.items(shard), *row_keys], [up_to, len(fields), *fields, *members]))
-    return calls
-
-
-def header_entity(learner: Learner, author: Author) -> Entity:
-    """The Redis write for a shard's header."""
-    summary = learner.summary()
-    pairs: list[bytes | str | int] = []
-    for name, value in {
-        "model": learner.model.name,
-        "global_mean": repr(learner.model.global_mean()),
-        "n_factors": learner.model.n_factors,
-        "shards": author.shards,
-        "seq": learner.seq,
-        "reached": orjson.dumps(learner.reached),
-        "updated_at": learner.updated_at,
-        "users": summary["users"],
-        "items": summary["items"],
-        "items_dropped": learner.dropped[ITEM],
-        "tail_rows": learner.config.growth.tail_rows if learner.config.growth.has_tail else 0,
-        "metrics": orjson.dumps(summary["metrics"]),
-        "summary": orjson.dumps(summary),
-    }.items():
-        pairs += (name, value)
-    # Not the batch's number: a replay need not cut the log as it was cut before. A header of the same seq is taken.
-    entity = [Field.VERSION, author.version(learner.seq), len(pairs) // 2, *pairs]
-    return author.keys.model(author.shard), entity
-
-
-def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str], part: int) -> list[Entity]:
-    """The Redis writes for gathered windows.
-
-    Parameters
-    ----------
-    results
-        Strings of records joined by :data:`RECORD`, as the topology's SQL gathers them: family, span (or
-        ``session``), id, start, end, events, both limbs of the sum, distinct, then the counts by type in the order
-        of ``event_types``; joined by :data:`UNIT`. Times are milliseconds.
-    """
-    tiles: dict[str, list[bytes | str | int]] = {}
-    counts: dict[str, int] = {}
-    sessions: dict[str, tuple[int, bytes]] = {}
-    for text in results:
-        for record in text.split(RECORD):
-            family, span, raw_id, start, end, events, high, low, distinct, *types = record.split(UNIT)
-            entity_id = unescape(raw_id)
-            key = keys.user(entity_id) if family == USER else keys.item(entity_id)
-            tile = tiles.setdefault(key, [])
-            began, n, summed, met = int(start), int(events), total(int(high), int(low)), int(distinct)
-            if span == "session":
-                ended = int(end)
-                if ended >= sessions.get(key, (0, b""))[0]:
-                    session = {"n": n, "sum": summed, "distinct": met, "start": began, "end": ended}
-                    sessions[key] = (ended, orjson.dumps(session))
-                continue
-            by_type = {name: int(count) for name, count in zip(event_types, types, strict=True) if count != "0"}
-            tile += (span, began, tile_field(span, began, part), encode_tile(n, summed, met, by_type))
-            counts[key] = counts.get(key, 0) + 1
-    return [(key, [counts.get(key, 0), *tile, *sessions.get(key, ("", ""))]) for key, tile in tiles.items()]

@@ -55,10 +55,9 @@ class FragilePublisher:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._publisher, name)
 
-    def learned(self, *arguments: Any, **options: Any) -> Any:
-        answer = self._publisher.learned(*arguments, **options)
+    def learned(self, *arguments: Any, **options: Any) -> None:
+        self._publisher.learned(*arguments, **options)
         spring(self._folder, "published")
-        return answer
 
 
 def fragile_model(make: Callable[[], Any], folder: str) -> FragileModel:

@@ -18,8 +18,9 @@ from flink_jobs.state import Manifest, StateFolder
 from serving.connection import without_password
 from tests.shells import publish
 from udfs.batch import Batch
+from udfs.entities import tile_entities
 from udfs.learner import Learner, LearnerConfig, build
-from udfs.publisher import Publisher, tile_entities
+from udfs.publisher import Publisher
 from udfs.requests import Journal
 
 T0 = 1_700_000_000_000

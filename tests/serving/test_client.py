@@ -14,9 +14,10 @@ from serving.schema import Field, Keys, shard_of, tail_of
 from tests.shells import publish
 from tests.udfs.cases import rows_of
 from udfs.batch import Batch
+from udfs.entities import header_entity, learned_entities, tile_entities
 from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig, build
-from udfs.publisher import Author, Publisher, header_entity, learned_entities, tile_entities
+from udfs.publisher import Author, Publisher
 from udfs.tail import tail_id, tail_number
 
 T0 = 1_700_000_000_000
@@ -302,7 +303,8 @@ def test_a_client_that_came_before_the_header_finds_the_items_later(redis_url: s
     learner = world.learners[shard_of("ann", 2)]
     rows = [[T0, "", "ann", item, "rating", 3.0, 0, 1] for item in ("tea", "rum")]
     list(learner.process(Batch(None, False, ["log"], rows, b"{}\n{}")))
-    author = Author(Keys("w"), shard_of("ann", 2), 2, EPOCH, 1)
+    author = Author(Keys("w"), shard_of("ann", 2), 2, EPOCH)
+    world.publisher.take_over(author)
     entities, items = learned_entities(learner, learner.encode(learner.everything()), author)
     client._redis.delete("w:model:0", "w:model:1")
     # Redis answers readers between the parts of a write.

@@ -180,14 +180,14 @@ def test_a_lower_cap_holds_from_the_next_event_on() -> None:
     log = [[T0 + n, "", f"u{n}", f"i{n % 3}", "rating", 3.0, 0, n] for n in range(50)]
     host = Host(config=config(GrowthConfig(max_users=40)))
     host.put(batch([[*event] for event in log]))
-    assert not host.learner.rebounded
+    assert host.learner.overdue is None
     host._make = lambda: Guarded("biased_mf", GrowthConfig(max_users=10), 7).learner
     host.crash()
-    assert host.learner.rebounded and len(host.learner.rows["user"]) > 10
+    assert host.learner.overdue is not None and len(host.learner.rows["user"]) > 10
     host.put(batch([[T0 + 90, "", "u0", "i0", "rating", 3.0, 0, 1]]))
     assert len(host.learner.rows["user"]) <= 10 and len(host.rows) <= 13
     host.crash()
-    assert not host.learner.rebounded
+    assert host.learner.overdue == {"": 50}  # nobody has written anything
 
 
 def test_without_bounds_a_header_names_none() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
+import hypothesis
 import pytest
-from hypothesis import given
+import redis
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.udfs.cases import made
@@ -18,7 +22,7 @@ from udfs.batch import Batch
 from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig
 from udfs.outbox import Outbox
-from udfs.publisher import Author, Publisher
+from udfs.publisher import Author, Call, Publisher
 from udfs.tail import from_state_name, tail_number
 
 EPOCH = 1_600_000_000_000
@@ -192,6 +196,71 @@ def test_redis_ends_as_the_learner_whatever_happens(
             shard.crash()
             at = reached
     shard.put([], ended=True)
+    shard.agree(connection)
+    publisher.close()
+
+
+class Flaky(Publisher):
+    """A publisher to a Redis that is wiped, copied or put back before script calls of some numbers."""
+
+    def __init__(self, url: str, faults: dict[int, str]) -> None:
+        super().__init__(url, "p")
+        self.faults, self.calls, self.copy = faults, itertools.count(), dict[bytes, bytes]()
+
+    def _run(self, calls: Iterable[Call]) -> list[Any]:
+        answers: list[Any] = []
+        errors: list[redis.exceptions.RedisError] = []
+        for call in calls:  # all are sent, whatever is answered
+            self._strike(self.faults.get(next(self.calls)))  # raises where connections do not live through it
+            try:
+                answers += super()._run([call])
+            except redis.exceptions.RedisError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return answers
+
+    def _strike(self, fault: str | None) -> None:
+        if fault == "copy":
+            self.copy = {key: self._redis.dump(key) for key in self._redis.scan_iter()}
+        elif fault is not None:
+            self._redis.flushall()
+        if fault == "put back":
+            for key, dumped in self.copy.items():
+                self._redis.restore(key, 0, dumped)
+            raise redis.exceptions.ConnectionError("the server was started anew")
+
+
+@given(
+    drawn=logs,
+    faults=st.lists(st.tuples(st.integers(1, 40), st.sampled_from(["copy", "put back", "wipe"])), max_size=8),
+    crash=st.booleans(),
+)
+@example(drawn=[(0, 0, 0, 1.0)], faults=[(1, "copy"), (7, "put back")], crash=False)
+@hypothesis.settings(max_examples=300)
+def test_a_redis_lost_while_all_is_written_is_written_again(
+    redis_url: str, drawn: list[tuple[int, int, int, float]], faults: list[tuple[int, str]], crash: bool
+) -> None:
+    """Redis is wiped, or put back, between any two script calls, also of the write that mends the last loss."""
+    apart, kinds = [apart for apart, _ in faults], [kind for _, kind in faults]
+    publisher = Flaky(redis_url, dict(zip(itertools.accumulate(apart), kinds, strict=True)))
+    connection = publisher._redis
+    connection.flushall()
+    log, shard = log_of(drawn), Shard(publisher, GrowthConfig())
+    with (
+        mock.patch("udfs.outbox._AT_ONCE", 4),
+        mock.patch("udfs.publisher._PER_CALL", 2),
+        mock.patch("udfs.publisher.time.sleep"),
+    ):
+        half = len(log) // 2
+        shard.put(log[:half])
+        shard.checkpoint()
+        shard.put(log[half:])
+        if crash:
+            shard.crash()
+            shard.put(log[half:])
+        publisher.faults.clear()
+        shard.outbox.assure()
     shard.agree(connection)
     publisher.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from serving.schema import Field, Keys, decode_tiles, decode_vector, version
 from tests.shells import publish
 from tests.udfs.cases import rows_of
 from udfs.batch import Batch
+from udfs.entities import tile_entities
 from udfs.learner import Learned, Learner, LearnerConfig, build
-from udfs.publisher import Author, Entity, Fenced, Publisher, PublishError, draw_submission, tile_entities
+from udfs.publisher import Author, Entity, Fenced, Lost, Publisher, PublishError, draw_submission
 from udfs.tilefeed import RECORD, UNIT, escape
 
 T0 = 1_700_000_000_000
@@ -36,10 +36,10 @@ def write(
     entities: list[Entity],
     items: dict[str, int] | None = None,
     header: Entity | None = None,
-    expected: bytes = b"",
-) -> bytes | None:
-    author = Author(publisher.keys, 0, 1, EPOCH, 1)
-    return publisher.learned(author, entities, items or {}, reached=b"{}", header=header, expected=expected)
+) -> None:
+    author = Author(publisher.keys, 0, 1, EPOCH)
+    publisher.take_over(author)
+    publisher.learned(author, entities, items or {}, reached=b"{}", header=header)
 
 
 def learner_of(events: list[tuple[str, str, float]], kind: str = "biased_mf") -> Learner:
@@ -77,7 +77,6 @@ def test_every_field_of_a_user_and_an_item(publisher: Publisher, redis_connectio
 
 
 def test_the_header_of_a_shard(publisher: Publisher, redis_connection: Any) -> None:
-    assert publisher.known(0) == (None, False)
     learner = learner_of(EVENTS)
     publish(publisher, learner)
     header = redis_connection.hgetall("p:model:0")
@@ -86,7 +85,7 @@ def test_the_header_of_a_shard(publisher: Publisher, redis_connection: Any) -> N
     assert (header[b"users"], header[b"items"], header[b"updated_at"]) == (b"3", b"3", str(T0 + 3).encode())
     assert orjson.loads(header[b"metrics"])["n"] == 4
     assert orjson.loads(header[b"summary"])["counts"]["learned"] == 4
-    assert publisher.known(0) == (version(EPOCH, 1, 4), False)
+    assert header[b"version"] == version(EPOCH, 1, 4)
 
 
 def test_a_model_without_factors_has_no_vectors(publisher: Publisher, redis_connection: Any) -> None:
@@ -123,33 +122,6 @@ def test_an_older_version_is_ignored(publisher: Publisher, redis_connection: Any
     assert redis_connection.hget("p:user:x", "bias") == b"tried again"
     write(publisher, [("p:user:x", [Field.VERSION, version(EPOCH + 1, 1, 0), 1, "bias", "reborn"])])
     assert redis_connection.hget("p:user:x", "bias") == b"reborn"
-
-
-def test_a_replay_changes_nothing_until_it_has_caught_up(publisher: Publisher, redis_connection: Any) -> None:
-    def dump() -> dict[bytes, Any]:
-        keys = sorted(redis_connection.keys("p:*"))
-        return {k: redis_connection.dump(k) for k in keys if not k.endswith(b"ledger")}
-
-    log = [(f"u{n % 5}", f"i{n % 7}", float(n % 5)) for n in range(60)]
-    learner, replay = (Learner(LearnerConfig(run_id="r"), build("biased_mf", {"n_factors": 3})) for _ in range(2))
-    batches = [
-        [[T0 + n, "", *log[n][:2], "rating", log[n][2], 0, n] for n in range(start, start + 10)]
-        for start in range(0, 60, 10)
-    ]
-
-    def step(of: Learner, events: list[list[Any]]) -> None:
-        lines = b"\n".join(b"{}" for _ in events)
-        for learned in of.process(Batch(None, False, ["log"], [[*e] for e in events], lines)):
-            publish(publisher, of, learned)
-
-    for events in batches[:4]:
-        step(learner, events)
-    before = dump()
-    for events in batches[:4]:
-        step(replay, events)
-        assert dump() == before
-    step(replay, batches[4])
-    assert dump() != before
 
 
 def test_many_entities_are_all_written_and_counted(publisher: Publisher, redis_connection: Any) -> None:
@@ -319,36 +291,62 @@ def test_a_redis_that_stays_full_ends_in_an_error(redis_url: str, redis_connecti
     assert not redis_connection.exists("p:user:ann")
 
 
-def test_the_header_is_not_written_to_a_redis_that_lost_it(publisher: Publisher, redis_connection: Any) -> None:
-    def put(number: bytes, expected: bytes = b"") -> bytes | None:
-        entities: list[Entity] = [("p:user:x", [Field.VERSION, b"9", 1, "bias", "0"])] * 600  # in two calls
-        header: Entity = ("p:model:0", [Field.VERSION, number, 1, "model", "m"])
-        return write(publisher, entities, {"i": 1}, header, expected)
+def test_nothing_is_written_to_a_redis_that_lost_the_last_write(publisher: Publisher, redis_connection: Any) -> None:
+    author = Author(publisher.keys, 0, 1, EPOCH)
+    publisher.take_over(author)
 
-    assert [put(b"1"), put(b"3", b"1"), put(b"2"), put(b"3", b"3")] == [None, b"1", b"3", b"3"]
-    redis_connection.delete("p:model:0")
-    assert put(b"4", b"3") is None and not redis_connection.exists("p:model:0")
-    assert put(b"2") is None and put(b"4", b"3") == b"2"
-    assert redis_connection.hget("p:model:0", "version") == b"2"
+    def put(number: bytes) -> None:
+        entities: list[Entity] = [("p:user:x", [Field.VERSION, number, 1, "bias", "0"])] * 600  # in two calls
+        header: Entity = ("p:model:0", [Field.VERSION, number, 1, "model", "m"])
+        publisher.learned(author, entities, {"i": 1}, reached=b"{}", header=header)
+
+    def lost() -> None:
+        keys = {*redis_connection.scan_iter()}
+        with pytest.raises(Lost, match="does not have what was written last under prefix 'p'"):
+            publisher.asked(author)
+        with pytest.raises(Lost):
+            put(b"9")
+        assert redis_connection.hget("p:user:x", "version") != b"9"
+        assert {*redis_connection.scan_iter()} <= keys | {b"p:fence", b"p:ledger"}
+
+    put(b"1")
+    put(b"2")
+    copy = {key: redis_connection.dump(key) for key in redis_connection.scan_iter()}
+    author.writes -= 1
+    put(b"2")  # it may be sent again
+    put(b"3")
+    redis_connection.flushall()
+    lost()
+    for key, dumped in copy.items():
+        redis_connection.restore(key, 0, dumped, replace=True)
+    lost()
+    publisher.take_over(author)
+    put(b"4")
+    assert not publisher.asked(author) and redis_connection.hget("p:model:0", "version") == b"4"
 
 
 def test_of_two_attempts_at_a_shard_the_earlier_can_write_nothing(publisher: Publisher, redis_connection: Any) -> None:
     author = Author(publisher.keys, 0, 1, EPOCH)
-    assert publisher.take_over(author) == (1, None, {}, {})
+    assert publisher.take_over(author) == (None, {}, {}) and author.attempt == 1
     publish(publisher, learner_of(EVENTS), epoch=EPOCH, attempt=1)
     reached = {"": len(EVENTS)}
-    assert publisher.take_over(author) == (2, version(EPOCH, 1, 4), reached, reached)
-    assert publisher.take_over(replace(author, shard=1)).attempt == 1
+    assert publisher.take_over(author) == (version(EPOCH, 1, 4), reached, reached) and author.attempt == 2
+    other = Author(publisher.keys, 1, 2, EPOCH)
+    publisher.take_over(other)
+    assert other.attempt == 1
     with pytest.raises(PublishError, match="a later attempt at this job writes under prefix 'p'"):
         publish(publisher, learner_of(EVENTS[:1]), epoch=EPOCH, attempt=1)
-    # Where the ledger is lost, the header tells, and the next write.
-    redis_connection.delete("p:ledger")
+    # Where the ledger is lost, the header tells; where all is, who takes over again.
     publish(publisher, learner_of(EVENTS), epoch=EPOCH, attempt=2)
-    assert redis_connection.hget("p:ledger", "attempt:0") == b"2"
     redis_connection.delete("p:ledger")
-    assert publisher.take_over(author) == (3, version(EPOCH, 2, 4), reached, {})
+    assert publisher.take_over(Author(publisher.keys, 0, 1, EPOCH)) == (version(EPOCH, 2, 4), reached, {})
+    assert redis_connection.hget("p:ledger", "author:0") == b"3 0"
+    redis_connection.flushall()
+    publisher.take_over(author)
+    assert author.attempt == 3
     # What another state has written is not ours.
-    assert publisher.take_over(replace(author, epoch=EPOCH + 1)) == (4, None, {}, {})
+    publish(publisher, learner_of(EVENTS), epoch=EPOCH, attempt=3)
+    assert publisher.take_over(Author(publisher.keys, 0, 1, EPOCH + 1)) == (None, {}, {})
 
 
 # ----------------------------------------------------------------------------------------------- fence

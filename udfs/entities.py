@@ -1,0 +1,138 @@
+"""What is written to Redis of learned rows, of rows that were dropped, of a shard's header and of closed windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import orjson
+
+from serving.schema import Field, Keys, encode_tile, encode_vector, sharded, tile_field
+from udfs.learner import Learner
+from udfs.models import ITEM, USER
+from udfs.publisher import Author, Call, Entity, parts
+from udfs.rows import EncodedRows
+from udfs.tail import tail_number
+from udfs.tilefeed import RECORD, UNIT, total, unescape
+
+
+def learned_entities(
+    learner: Learner, encoded: Mapping[str, EncodedRows], author: Author
+) -> tuple[list[Entity], dict[str, int]]:
+    """The Redis writes for the users and the items that a group changed.
+
+    Parameters
+    ----------
+    encoded
+        The touched rows by family, as they are stored.
+
+    Returns
+    -------
+    The entities for :meth:`Publisher.learned`, and the items by their ``seq``.
+    """
+    keys, shard, shards = author.keys, author.shard, author.shards
+    entities: list[Entity] = []
+    model, width = learner.model, 4 * learner.model.n_factors
+    items: dict[str, int] = {}
+    for family, key_of, of_shard in ((USER, keys.user, 1), (ITEM, keys.item, shards)):
+        rows = encoded[family]
+        version_name, count_name, updated_name, bias_name, vector_name, popularity_name = (
+            sharded(name, shard, of_shard)
+            for name in (
+                Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR, Field.POPULARITY
+            )
+        )  # fmt: skip
+        vectors = encode_vector(model.vectors(family, rows.weights))
+        pairs = 5 + bool(width) if family == USER else 4 + bool(width)
+        biases = model.biases(family, rows.weights).tolist()
+        for at, (row_id, head, bias) in enumerate(zip(rows.row_ids, rows.heads.tolist(), biases, strict=True)):
+            _, _, count, updated_at, seq, popularity = head
+            entity: list[bytes | str | int] = [
+                version_name, author.version(seq), pairs,
+                count_name, count, updated_name, updated_at, bias_name, repr(bias),
+            ]  # fmt: skip
+            if width:
+                entity += (vector_name, vectors[at * width : at * width + width])
+            if family == USER:
+                entity += (Field.SHARD, shard, Field.SEEN, rows.seen[at])
+            else:
+                entity += (popularity_name, repr(popularity))
+            shared = tail_number(row_id)
+            entities.append((key_of(row_id) if shared is None else keys.tail(shard, family, shared), entity))
+            if family == ITEM and shared is None:
+                items[row_id] = seq
+    return entities, items
+
+
+def dropped_calls(learner: Learner, dropped: Mapping[str, Iterable[str]], author: Author) -> list[Call]:
+    """The calls that take the learned fields of dropped rows out of Redis, given as ids by family.
+
+    To be made when the learner has learned nothing since that would bring one of them back.
+    """
+    calls: list[Call] = []
+    keys, shard, shards, up_to = author.keys, author.shard, author.shards, author.version(learner.seq)
+    both = (Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR)
+    of_users = [*both, Field.SHARD, Field.SEEN]
+    of_items = [sharded(name, shard, shards) for name in (*both, Field.POPULARITY)]
+    for family, key_of, fields in ((USER, keys.user, of_users), (ITEM, keys.item, of_items)):
+        for part in parts(list(dropped.get(family, ()))):
+            row_keys = [key_of(row_id) for row_id in part]
+            members = part if family == ITEM else ()
+            calls.append(("drop_learned", [keys.items(shard), *row_keys], [up_to, len(fields), *fields, *members]))
+    return calls
+
+
+def header_entity(learner: Learner, author: Author) -> Entity:
+    """The Redis write for a shard's header."""
+    summary = learner.summary()
+    pairs: list[bytes | str | int] = []
+    for name, value in {
+        "model": learner.model.name,
+        "global_mean": repr(learner.model.global_mean()),
+        "n_factors": learner.model.n_factors,
+        "shards": author.shards,
+        "seq": learner.seq,
+        "reached": orjson.dumps(learner.reached),
+        "updated_at": learner.updated_at,
+        "users": summary["users"],
+        "items": summary["items"],
+        "items_dropped": learner.dropped[ITEM],
+        "tail_rows": learner.config.growth.tail_rows if learner.config.growth.has_tail else 0,
+        "metrics": orjson.dumps(summary["metrics"]),
+        "summary": orjson.dumps(summary),
+    }.items():
+        pairs += (name, value)
+    # Not the batch's number: a replay need not cut the log as it was cut before. A header of the same seq is taken.
+    entity = [Field.VERSION, author.version(learner.seq), len(pairs) // 2, *pairs]
+    return author.keys.model(author.shard), entity
+
+
+def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str], part: int) -> list[Entity]:
+    """The Redis writes for gathered windows.
+
+    Parameters
+    ----------
+    results
+        Strings of records joined by :data:`RECORD`, as the topology's SQL gathers them: family, span (or
+        ``session``), id, start, end, events, both limbs of the sum, distinct, then the counts by type in the order
+        of ``event_types``; joined by :data:`UNIT`. Times are milliseconds.
+    """
+    tiles: dict[str, list[bytes | str | int]] = {}
+    counts: dict[str, int] = {}
+    sessions: dict[str, tuple[int, bytes]] = {}
+    for text in results:
+        for record in text.split(RECORD):
+            family, span, raw_id, start, end, events, high, low, distinct, *types = record.split(UNIT)
+            entity_id = unescape(raw_id)
+            key = keys.user(entity_id) if family == USER else keys.item(entity_id)
+            tile = tiles.setdefault(key, [])
+            began, n, summed, met = int(start), int(events), total(int(high), int(low)), int(distinct)
+            if span == "session":
+                ended = int(end)
+                if ended >= sessions.get(key, (0, b""))[0]:
+                    session = {"n": n, "sum": summed, "distinct": met, "start": began, "end": ended}
+                    sessions[key] = (ended, orjson.dumps(session))
+                continue
+            by_type = {name: int(count) for name, count in zip(event_types, types, strict=True) if count != "0"}
+            tile += (span, began, tile_field(span, began, part), encode_tile(n, summed, met, by_type))
+            counts[key] = counts.get(key, 0) + 1
+    return [(key, [counts.get(key, 0), *tile, *sessions.get(key, ("", ""))]) for key, tile in tiles.items()]
