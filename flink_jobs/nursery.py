@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from flink_jobs import attach
+from udfs import building
 
 _BOOT: Final = "pyflink.fn_execution.beam.beam_boot"
 _PRELOADED: Final = ("pyflink.fn_execution.beam.beam_sdk_worker_main", "udfs.functions")
@@ -92,6 +93,7 @@ def _serve(listener: socket.socket) -> socket.socket | None:
     """Forks a worker for each that asks. Returns in each of them, with what it was asked by; at the end, None."""
     for name in _PRELOADED:
         importlib.import_module(name)
+    building.build("biased_mf", {}).step("user", "item", 1.0)  # which compiles the kernel, or loads it
     # The collector of a worker need not look at, and so copy, what is shared.
     gc.collect()
     gc.freeze()

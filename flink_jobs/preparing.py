@@ -273,7 +273,9 @@ def job_of(
             run_id=run_id,
             part=manifest.part,
         ),
-        model=functools.partial(build, resolved.model_name, resolved.model_params, resolved.max_weight),
+        model=functools.partial(
+            build, resolved.model_name, resolved.model_params, resolved.max_weight, settings.learner.engine
+        ),
         publisher=functools.partial(Publisher, url, settings.prefix, submission, ttl, patience),
         windows=Windows(tiles.spans, tiles.event_types, tiles.session_gap, manifest.gather) if tiles.enabled else None,
         keep={span: span_ms(keep) for span, keep in tiles.kept.items()},

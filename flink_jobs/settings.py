@@ -165,6 +165,10 @@ class TileSettings(_Section):
         return {span: self.keep.get(span) or f"{_KEEP_TIMES * span_ms(span) // 1_000}s" for span in self.spans}
 
 
+class LearnerSettings(_Section):
+    engine: Literal["compiled", "river"] = Field("compiled", description="what learns, where there is compiled code")
+
+
 class ServingSettings(_Section):
     seen: int = Field(50, ge=1, le=100_000, description="recent items that a user's row keeps")
     half_life: Span = Field("7d", description="of an item's popularity")
@@ -217,6 +221,7 @@ class Settings(_Section):
     events: EventSettings = EventSettings()
     dedup: DedupSettings = DedupSettings()
     tiles: TileSettings = TileSettings()
+    learner: LearnerSettings = LearnerSettings()
     serving: ServingSettings = ServingSettings()
     growth: GrowthSettings = GrowthSettings()
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from river import optim
 
+from udfs.compiled import CompiledRanker, is_compiled
 from udfs.models import ModelError
 from udfs.plain import PlainBiasedMF, is_plain
 from udfs.rivermodels import KINDS, RiverRanker
@@ -18,7 +19,12 @@ DEFAULT_SEED: Final = 0
 DEFAULT_MAX_WEIGHT: Final = 1e6
 
 
-def build(name: str, params: Mapping[str, Any], max_weight: float = DEFAULT_MAX_WEIGHT) -> RiverRanker:
+def build(
+    name: str,
+    params: Mapping[str, Any],
+    max_weight: float = DEFAULT_MAX_WEIGHT,
+    engine: Literal["compiled", "river"] = "compiled",
+) -> RiverRanker:
     """A model by its name and its flat parameters.
 
     Parameters
@@ -29,6 +35,10 @@ def build(name: str, params: Mapping[str, Any], max_weight: float = DEFAULT_MAX_
         River's own parameter names. Optimisers, initialisers and losses by class name, their own parameters
         after a dot: ``{"latent_optimizer": "SGD", "latent_optimizer.lr": 0.05}``. ``seed`` is 0 unless given,
         and initialisers that draw use it too, so that a job can be repeated.
+
+    engine
+        What learns: River itself; or compiled code where there is some for the model, its optimisers and its loss, and
+        River elsewhere. Rows and header are the same.
 
     Raises
     ------
@@ -61,7 +71,12 @@ latent_optimizer, loss, l2_bias, l2_latent, weight_initializer, latent_initializ
                 values[key] = _parameter(key, params, values["seed"])
         return kind.estimator(**values)
 
-    ranker = PlainBiasedMF if is_plain(create()) else RiverRanker
+    model = create()
+    ranker = RiverRanker
+    if engine == "compiled" and is_compiled(model, kind):
+        ranker = CompiledRanker
+    elif is_plain(model):
+        ranker = PlainBiasedMF
     return ranker(name, kind, create, max_weight)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from river import optim, reco
 
 from udfs.ids import Group
 from udfs.models import ITEM, USER, Array, Diverged
-from udfs.rivermodels import ModelKind, RiverRanker
+from udfs.tables import TableRanker
 
 
 def is_plain(model: Any) -> bool:
@@ -22,19 +22,11 @@ def is_plain(model: Any) -> bool:
     return all(type(o) is optim.SGD and type(o.lr) is optim.schedulers.Constant for o in optimizers)
 
 
-class PlainBiasedMF(RiverRanker):
+class PlainBiasedMF(TableRanker):
     """River's biased MF with SGD, whose rows lie in a table a family.
 
-    The River object gives parameters, initial weights and the header; weights are the table's. A group takes the
-    rows it meets out of the tables and puts them back when it is done, so that what is far apart in memory is
-    fetched once, and by numpy. Weights are equal to River's, bit for bit;
-    ``docs/decisions/0006-plain-step.md`` says what it gains.
+    Weights are equal to River's, bit for bit; ``docs/decisions/0006-plain-step.md`` says what it gains.
     """
-
-    def __init__(self, name: str, kind: ModelKind, create: Callable[[], Any], max_weight: float) -> None:
-        super().__init__(name, kind, create, max_weight)
-        # By number: the bias, then the vector; longer than there are rows.
-        self._tables = {family: np.zeros((1_024, 1 + self.n_factors), dtype="<f8") for family in self.families}
 
     def learn(self, users: Group, items: Group, ys: Sequence[float]) -> tuple[list[float], dict[int, Diverged]]:
         model, mean, bound = self.model, self._mean, self.max_weight
@@ -139,30 +131,3 @@ class PlainBiasedMF(RiverRanker):
         # Joining arrays as bytes takes half the time of numpy's own ways, which look at each.
         rows[:, 1:] = np.frombuffer(b"".join(vectors)).reshape(len(numbers), self.n_factors)  # type: ignore[arg-type]
         self._fitting(family)[numbers] = rows
-
-    def _fitting(self, family: str) -> Array:
-        """The table of a family, with a place for each number."""
-        table, needed = self._tables[family], len(self.ids[family].names)
-        if needed > len(table):
-            more = np.zeros((max(needed, len(table)), table.shape[1]), dtype="<f8")
-            table = self._tables[family] = np.concatenate([table, more])
-        return table
-
-    def encode_rows(self, family: str, rows: Mapping[str, int]) -> Array:
-        return self._tables[family].take(list(rows.values()), axis=0)
-
-    def decode_row(self, family: str, row_id: str, blob: bytes) -> None:
-        self._check_size(family, row_id, blob)
-        [number] = self.ids[family].add([row_id])
-        self._fitting(family)[number] = np.frombuffer(blob, dtype="<f8")
-
-    def river(self) -> Any:
-        model = super().river()
-        for family, biases, latents in (
-            (USER, model.u_biases, model.u_latents),
-            (ITEM, model.i_biases, model.i_latents),
-        ):
-            table = self._tables[family]
-            for row_id, number in self.ids[family].items():
-                biases[row_id], latents[row_id] = float(table[number, 0]), table[number, 1:].copy()
-        return model

@@ -129,11 +129,7 @@ class RiverRanker(RowModel):
                 # Some optimisers make their slots in the first step; made here, a restored row has a place.
                 if not isinstance(getattr(self._optimizers[table.optimizer], slot), dict):
                     setattr(self._optimizers[table.optimizer], slot, defaultdict(float))
-        self._columns: dict[str, list[tuple[dict[str, Any], bool]]] = {USER: [], ITEM: []}
-        for table in kind.tables:
-            places = [getattr(self.model, table.weights)]
-            places += [getattr(self._optimizers[table.optimizer], s) for s in self._slots[table.optimizer]]
-            self._columns[table.family] += [(place, self._is_array(table)) for place in places]
+        self._columns = self._columns_of(self.model)
         weights = [getattr(self.model, table.weights) for table in kind.tables]
         self._user_rows = _Places.of(self._columns[USER], weights, max_weight)
         self._item_rows = _Places.of(self._columns[ITEM], weights, max_weight)
@@ -148,6 +144,15 @@ class RiverRanker(RowModel):
         }
         self._bias_at = {f: 0 if columns else None for f, columns in scalars.items()}
         self._vector_at = {f: sum(columns) for f, columns in scalars.items()}
+
+    def _columns_of(self, model: Any) -> dict[str, list[tuple[dict[str, Any], bool]]]:
+        """Where a River object keeps the columns of a row, by family, and whether they are arrays."""
+        columns: dict[str, list[tuple[dict[str, Any], bool]]] = {USER: [], ITEM: []}
+        for table in self.kind.tables:
+            optimizer = getattr(model, table.optimizer)
+            places = [getattr(model, table.weights), *(getattr(optimizer, s) for s in self._slots[table.optimizer])]
+            columns[table.family] += [(place, self._is_array(table)) for place in places]
+        return columns
 
     def _is_array(self, table: _Table) -> bool:
         """Whether River keeps arrays there: a vector of one factor is a number to it."""

@@ -19,12 +19,15 @@ OPTIMIZERS: Mapping[str, tuple[Any, dict[str, float]]] = {
     "RMSProp": (optim.RMSProp, {"lr": 0.01}),
     "Momentum": (optim.Momentum, {"lr": 0.005}),
 }
-CASES = [(kind, optimizer) for kind in KINDS for optimizer in OPTIMIZERS]
+COMPILED = [(kind, optimizer) for kind in KINDS for optimizer in OPTIMIZERS]
+RIVER = [(kind, f"{optimizer}/river") for kind, optimizer in COMPILED]  # by River's own code
+CASES = COMPILED + RIVER
 MATRIX = {"baseline": 0, "funk_mf": 4, "biased_mf": 4}
 
 
 def parameters(kind: str, optimizer: str) -> dict[str, Any]:
     """freshet's parameters of a case."""
+    optimizer = optimizer.removesuffix("/river")
     prefixes = ("bias_", "latent_") if kind == "biased_mf" else ("",)
     params: dict[str, Any] = {"n_factors": MATRIX[kind]} if MATRIX[kind] else {}
     for prefix in prefixes:
@@ -35,12 +38,13 @@ def parameters(kind: str, optimizer: str) -> dict[str, Any]:
 
 def made(kind: str, optimizer: str, max_weight: float = 1e6) -> RiverRanker:
     """freshet's model of a case."""
-    return build(kind, parameters(kind, optimizer), max_weight)
+    engine = "river" if optimizer.endswith("/river") else "compiled"
+    return build(kind, parameters(kind, optimizer), max_weight, engine)
 
 
 def river(kind: str, optimizer: str) -> Any:
     """The same in River's own words."""
-    create, options = OPTIMIZERS[optimizer]
+    create, options = OPTIMIZERS[optimizer.removesuffix("/river")]
     if kind == "baseline":
         return reco.Baseline(optimizer=create(**options), seed=0)
     if kind == "funk_mf":

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from river import metrics
 
-from tests.udfs.cases import CASES, made, ratings, river, stored, weights
+from tests.udfs.cases import RIVER, made, ratings, river, stored, weights
 from udfs.batch import Batch, Deletion
 from udfs.learner import Learned, Learner, LearnerConfig, build
 from udfs.metrics import NAMES, Prequential, pooled, since, values
@@ -106,7 +106,7 @@ def by_itself(kind: str, optimizer: str, log: list[Event]) -> Host:
 # ------------------------------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize(("kind", "optimizer"), CASES)
+@pytest.mark.parametrize(("kind", "optimizer"), RIVER)
 def test_predictions_scores_and_weights_are_rivers_bit_for_bit(kind: str, optimizer: str) -> None:
     log = events(400)
     learner = Learner(LearnerConfig(metrics=NAMES), made(kind, optimizer))

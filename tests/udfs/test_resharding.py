@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.udfs.cases import CASES, made, ratings
+from tests.udfs.cases import CASES, COMPILED, made, ratings
 from udfs.batch import Batch
 from udfs.building import build
 from udfs.intake import shard_of
@@ -199,7 +199,7 @@ def test_copies_in_rotated_spaces_become_the_one_that_they_are(seed: int, after:
         assert np.allclose(predictions(new.model, users), predictions(one.model, users), atol=1e-9)
 
 
-@pytest.mark.parametrize(("kind", "optimizer"), [(k, o) for k, o in CASES if o in ("SGD", "Momentum")])
+@pytest.mark.parametrize(("kind", "optimizer"), [(k, o) for k, o in COMPILED if o in ("SGD", "Momentum")])
 def test_before_items_are_averaged_no_prediction_moves(
     kind: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,7 +242,7 @@ def test_items_become_means_by_their_counts() -> None:
     assert new.model.global_mean() == pytest.approx(np.average(means, weights=[old.learned for old in olds]))
 
 
-@pytest.mark.parametrize(("kind", "optimizer"), [(k, o) for k, o in CASES if o not in ("SGD", "Momentum")])
+@pytest.mark.parametrize(("kind", "optimizer"), [(k, o) for k, o in COMPILED if o not in ("SGD", "Momentum")])
 def test_what_can_not_be_merged_is_refused_with_its_name(kind: str, optimizer: str) -> None:
     model = made(kind, optimizer)
     check(model, 2, 6)

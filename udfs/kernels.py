@@ -1,0 +1,229 @@
+"""River's recommenders compiled: record by record, in River's order of operations, over rows in tables.
+
+Arithmetic is IEEE's, strictly: nothing is reordered or fused, so a sum is the same on every machine. Results are
+River's bit for bit but where River takes powers, for which this takes products and square roots, and but for the order
+of sums in a dot product: River leaves it to the BLAS of the machine. As a rule it is the same for less than 16 factors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from udfs.compiled import ADA_GRAD, ADAM, RMS_PROP, SGD
+from udfs.jit import njit
+from udfs.models import Array
+
+_LONG = 16
+
+
+@njit(cache=True)
+def _rate(optimizer: int, options: Array, rate: float, iteration: int) -> float:
+    """The learning rate of a step; Adam's corrects the bias of its moments."""
+    if optimizer == ADAM:
+        corrected = rate * (1.0 - options[2] ** (iteration + 1.0)) ** 0.5
+        return float(corrected / (1.0 - options[1] ** (iteration + 1.0)))
+    return rate
+
+
+@njit(cache=True)
+def _root(x: float, n: int) -> float:
+    """A square root as River takes it: of numbers alone, a power."""
+    return x**0.5 if n == 1 else math.sqrt(x)
+
+
+@njit(cache=True)
+def _step(optimizer: int, options: Array, rate: float, old: Array, new: Array, at: int, gradients: Array) -> None:
+    """Steps weights that begin at ``at`` of a row; behind them lie as many numbers for each slot."""
+    n = len(gradients)
+    if optimizer == SGD:
+        for f in range(n):
+            new[at + f] = old[at + f] - rate * gradients[f]
+    elif optimizer == ADA_GRAD:
+        for f in range(n):
+            squares = old[at + n + f] + gradients[f] * gradients[f]
+            new[at + n + f] = squares
+            new[at + f] = old[at + f] - rate / _root(squares + options[0], n) * gradients[f]
+    elif optimizer == ADAM:
+        for f in range(n):
+            m = options[1] * old[at + n + f] + (1.0 - options[1]) * gradients[f]
+            v = options[2] * old[at + 2 * n + f] + (1.0 - options[2]) * (gradients[f] * gradients[f])
+            new[at + n + f] = m
+            new[at + 2 * n + f] = v
+            new[at + f] = old[at + f] - rate * m / (_root(v, n) + options[0])
+    elif optimizer == RMS_PROP:
+        for f in range(n):
+            squares = options[1] * old[at + n + f] + (1.0 - options[1]) * (gradients[f] * gradients[f])
+            new[at + n + f] = squares
+            new[at + f] = old[at + f] - rate / _root(squares + options[0], n) * gradients[f]
+    else:
+        for f in range(n):
+            velocity = options[0] * old[at + n + f] + rate * gradients[f]
+            new[at + n + f] = velocity
+            new[at + f] = old[at + f] - velocity
+
+
+@njit(cache=True)
+def _dot(left: Array, right: Array, at: int, n: int) -> float:
+    """The dot product of what begins at ``at`` of two rows: from left to right, as BLAS takes short ones; of long ones
+    in four sums side by side, and then what is left."""
+    a, b, c, d = 0.0, 0.0, 0.0, 0.0
+    fours = n - n % 4 if n >= _LONG else 0
+    for f in range(at, at + fours, 4):
+        a += left[f] * right[f]
+        b += left[f + 1] * right[f + 1]
+        c += left[f + 2] * right[f + 2]
+        d += left[f + 3] * right[f + 3]
+    total = (a + b) + (c + d)
+    for f in range(at + fours, at + n):
+        total += left[f] * right[f]
+    return total
+
+
+@njit(cache=True)
+def _begin(row: Array, row_bias: float, row_vector: Array, vector_at: int) -> None:
+    """A new row: initial weights, and slots of zero."""
+    row[:] = 0.0
+    if vector_at > 0:
+        row[0] = row_bias
+    for f in range(len(row_vector)):
+        row[vector_at + f] = row_vector[f]
+
+
+@njit(cache=True)
+def _bounded(row: Array, bounds: Array) -> bool:
+    sound = True
+    for at in range(len(row)):
+        # A comparison with NaN is false, which is what is wanted here.
+        sound &= abs(row[at]) <= bounds[at]
+    return sound
+
+
+@njit(cache=True)
+def learn(
+    users: Array,
+    items: Array,
+    ys: Array,
+    user_rows: Array,
+    item_rows: Array,
+    user_known: Array,
+    item_known: Array,
+    user_heirs: Array,
+    item_heirs: Array,
+    biases: Array,
+    vectors: Array,
+    mean: Array,
+    n_factors: int,
+    vector_at: int,
+    of_biases: tuple[int, Array, Array],
+    of_vectors: tuple[int, Array, Array],
+    iteration: int,
+    l2_bias: float,
+    l2: float,
+    clip: float,
+    bounds: Array,
+    mean_bound: float,
+    predictions: Array,
+    learned: Array,
+) -> int:
+    """Predicts and learns records, one after the other; returns how many rows were begun.
+
+    Parameters
+    ----------
+    users, items
+        Where the rows of each record lie, shape ``(n,)``.
+    user_rows, item_rows
+        The rows, shape ``(any, width)``: the bias and its slots, if there are biases, then the vector, if there are
+        factors, and its slots. Written.
+    user_known, item_known
+        Which rows have weights. Written.
+    user_heirs, item_heirs
+        For each row that is not known, which row it begins with if that is known by then; -1 for none.
+    biases, vectors
+        Initial weights for new rows in the order they come, the user's before the item's: shapes ``(new,)`` and
+        ``(new, n_factors)``.
+    mean
+        The number of ratings so far, and their mean; empty where the model has none. Written.
+    vector_at
+        The column of the vectors; 0 where rows have no biases.
+    of_biases, of_vectors
+        The optimisers: which it is, its options, and its learning rates for the steps to come, shape ``(n,)``.
+    iteration
+        How many steps the optimisers have made.
+    bounds
+        Of each column, the largest absolute value that is sound, shape ``(width,)``.
+    predictions, learned
+        To be written: the prediction before each record, and whether it was learned. One that would leave its bounds is
+        not, and changes nothing. Shape ``(n,)``.
+    """
+    begun, steps = 0, 0
+    width = user_rows.shape[1]
+    gradients = np.empty(n_factors)
+    bias_gradient = np.empty(1)
+    new_user, new_item = np.empty(width), np.empty(width)
+    old_user, old_item = np.empty(width), np.empty(width)
+    bias_optimizer, bias_options, bias_rates = of_biases
+    optimizer, options, rates = of_vectors
+    has_mean, has_bias = len(mean) > 0, vector_at > 0
+    for place in range(len(users)):
+        u, i, y = users[place], items[place], ys[place]
+        fresh = 0
+        user, item = user_rows[u], item_rows[i]
+        if not user_known[u]:
+            heir = user_heirs[u]
+            if heir >= 0 and user_known[heir]:
+                old_user[:] = user_rows[heir]
+            else:
+                _begin(old_user, biases[begun], vectors[begun], vector_at)
+                fresh += 1
+            user = old_user
+        if not item_known[i]:
+            heir = item_heirs[i]
+            if heir >= 0 and item_known[heir]:
+                old_item[:] = item_rows[heir]
+            else:
+                _begin(old_item, biases[begun + fresh], vectors[begun + fresh], vector_at)
+                fresh += 1
+            item = old_item
+
+        product = _dot(user, item, vector_at, n_factors)
+        prediction, count_now, mean_now, base = product, 0.0, 0.0, product
+        if has_mean:
+            count_now = mean[0] + 1.0
+            mean_now = mean[1] + (1.0 / count_now) * (y - mean[1])
+            prediction, base = mean[1] + user[0] + item[0], mean_now + user[0] + item[0]
+            if n_factors > 0:
+                prediction, base = prediction + product, base + product
+        predictions[place] = prediction
+        gradient = 2.0 * (base - y)
+        if gradient > clip:
+            gradient = clip
+        if gradient < -clip:
+            gradient = -clip
+
+        if has_bias:
+            rate = _rate(bias_optimizer, bias_options, bias_rates[steps], iteration + steps)
+            bias_gradient[0] = gradient + l2_bias * user[0]
+            _step(bias_optimizer, bias_options, rate, user, new_user, 0, bias_gradient)
+            bias_gradient[0] = gradient + l2_bias * item[0]
+            _step(bias_optimizer, bias_options, rate, item, new_item, 0, bias_gradient)
+        if n_factors > 0:
+            rate = _rate(optimizer, options, rates[steps], iteration + steps)
+            for f in range(n_factors):
+                gradients[f] = gradient * item[vector_at + f] + l2 * user[vector_at + f]
+            _step(optimizer, options, rate, user, new_user, vector_at, gradients)
+            for f in range(n_factors):
+                gradients[f] = gradient * user[vector_at + f] + l2 * item[vector_at + f]
+            _step(optimizer, options, rate, item, new_item, vector_at, gradients)
+
+        learned[place] = abs(mean_now) <= mean_bound and _bounded(new_user, bounds) and _bounded(new_item, bounds)
+        if learned[place]:
+            user_rows[u, :] = new_user
+            item_rows[i, :] = new_item
+            user_known[u] = item_known[i] = True
+            begun += fresh
+            steps += 1
+            if has_mean:
+                mean[0], mean[1] = count_now, mean_now
+    return begun

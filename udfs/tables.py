@@ -1,0 +1,50 @@
+"""Models whose rows lie in a table a family, by the numbers of their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from udfs.models import Array
+from udfs.rivermodels import ModelKind, RiverRanker
+
+
+class TableRanker(RiverRanker):
+    """A River recommender whose weights are not the River object's, but lie in tables.
+
+    The River object gives parameters, initial weights and the header. A group takes the rows it meets out of the tables
+    and puts them back when it is done, so that what is far apart in memory is fetched once, and by numpy.
+    """
+
+    def __init__(self, name: str, kind: ModelKind, create: Callable[[], Any], max_weight: float) -> None:
+        super().__init__(name, kind, create, max_weight)
+        # By number, in the columns of a stored row; longer than there are rows.
+        self._tables = {family: np.zeros((1_024, sum(self._widths[family])), dtype="<f8") for family in self.families}
+
+    def _fitting(self, family: str) -> Array:
+        """The table of a family, with a place for each number."""
+        table, needed = self._tables[family], len(self.ids[family].names)
+        if needed > len(table):
+            more = np.zeros((max(needed, len(table)), table.shape[1]), dtype="<f8")
+            table = self._tables[family] = np.concatenate([table, more])
+        return table
+
+    def encode_rows(self, family: str, rows: Mapping[str, int]) -> Array:
+        return self._tables[family].take(list(rows.values()), axis=0)
+
+    def decode_row(self, family: str, row_id: str, blob: bytes) -> None:
+        self._check_size(family, row_id, blob)
+        [number] = self.ids[family].add([row_id])
+        self._fitting(family)[number] = np.frombuffer(blob, dtype="<f8")
+
+    def river(self) -> Any:
+        model = super().river()
+        for family, columns in self._columns_of(model).items():
+            table, at = self._tables[family], 0
+            for (place, is_vector), width in zip(columns, self._widths[family], strict=True):
+                for row_id, number in self.ids[family].items():
+                    place[row_id] = table[number, at : at + width].copy() if is_vector else float(table[number, at])
+                at += width
+        return model
