@@ -23,7 +23,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     loops: list[float] = []
-    plain: list[float] = []
+    compiled: list[float] = []
+    river: list[float] = []
     tiles: list[float] = []
     with scratch() as name:
         folder = Path(name)
@@ -33,19 +34,26 @@ def main() -> None:
             before = plain_loop(path, _LOOP_EVENTS)
             without = run_job(path, folder, tiles__enabled="false")["events_per_second"]
             between = plain_loop(path, _LOOP_EVENTS)
+            reference = run_job(path, folder, tiles__enabled="false", learner__engine="river")["events_per_second"]
+            later = plain_loop(path, _LOOP_EVENTS)
             whole = run_job(path, folder)["events_per_second"]
             after = plain_loop(path, _LOOP_EVENTS)
-            loops.append(median([before, between, after]))
-            plain.append(without / median([before, between]))
-            tiles.append(whole / median([between, after]))
-            progress(f"loop {loops[-1]:,.0f}/s; job without windows {without:,.0f}/s, with {whole:,.0f}/s")
-    result = {"events": arguments.events, "loop": loops, "without_windows": plain, "whole": tiles}
+            loops.append(median([before, between, later, after]))
+            compiled.append(without / median([before, between]))
+            river.append(reference / median([between, later]))
+            tiles.append(whole / median([later, after]))
+            progress(
+                f"loop {loops[-1]:,.0f}/s; job without windows {without:,.0f}/s, by River's own code "
+                f"{reference:,.0f}/s; with windows {whole:,.0f}/s"
+            )
+    result = {"events": arguments.events, "loop": loops, "without_windows": compiled, "river": river, "whole": tiles}
     show(
         f"{arguments.events:,} events, median of {arguments.rounds} rounds",
         [
             ("", "of the plain loop"),
             ("plain loop", f"1.00 ({median(loops):,.0f} events/s)"),
-            ("job without windows", f"{median(plain):.2f}"),
+            ("job without windows", f"{median(compiled):.2f}"),
+            ("job without windows, learner.engine=river", f"{median(river):.2f}"),
             ("job with the default windows", f"{median(tiles):.2f}"),
         ],
     )

@@ -116,7 +116,7 @@ def table(figures: dict[str, Any]) -> str:
 
 @click.command()
 @click.option("--faults", default=200, show_default=True, help="How many, with the rescalings.")
-@click.option("--events", default=1_000_000, show_default=True)
+@click.option("--events", default=1_500_000, show_default=True)
 @click.option("--rate", default=5_000, show_default=True, help="Events a second.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--output", default="chaos.json", show_default=True, type=click.Path(path_type=Path))

@@ -75,7 +75,7 @@ def all_fields(connection: Any) -> dict[bytes, dict[bytes, bytes]]:
     found = {}
     for key in [*connection.scan_iter(match="freshet:user:*"), *connection.scan_iter(match="freshet:item:*")]:
         fields = connection.hgetall(key)
-        found[key] = {k: v.rpartition(b".")[2] if k == b"version" else v for k, v in fields.items()}
+        found[key] = {k: v.rpartition(b".")[2] if k.startswith(b"version") else v for k, v in fields.items()}
     return found
 
 
