@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from river import reco
+
+from tests.sums import BiasedMF
 
 OUT_OF_ORDERNESS = 5_000
 HORIZON = 3_600_000
@@ -91,7 +92,7 @@ def replayed(accepted: Iterable[Event], shards: int, n_factors: int) -> list[Sha
 
 
 def _learned(events: list[Event], shard: int, shards: int, n_factors: int) -> Shard:
-    model = reco.BiasedMF(n_factors=n_factors, seed=0)
+    model = BiasedMF(n_factors=n_factors, seed=0)
     counts: dict[str, int] = {}
     times: dict[str, int] = {}
     seqs: dict[str, int] = {}

@@ -10,10 +10,11 @@ from typing import Any
 
 import orjson
 import pytest
-from river import metrics, optim, reco
+from river import metrics, optim
 
 from serving.schema import shard_of
 from tests.flink.harness import Rows, balanced, lines_of, run_job, stored_rows, write_lines
+from tests.sums import BiasedMF
 
 MODEL = {
     "model.n_factors": 8,
@@ -26,8 +27,8 @@ MODEL = {
 SMALL = {"batch_bytes": 100_000, "tiles.enabled": False}
 
 
-def plain_loop(lines: Sequence[bytes]) -> tuple[reco.BiasedMF, float, float]:
-    model = reco.BiasedMF(n_factors=8, latent_optimizer=optim.SGD(0.05), seed=73)
+def plain_loop(lines: Sequence[bytes]) -> tuple[BiasedMF, float, float]:
+    model = BiasedMF(n_factors=8, latent_optimizer=optim.SGD(0.05), seed=73)
     mae, rmse = metrics.MAE(), metrics.RMSE()
     for event in sorted(map(orjson.loads, lines), key=lambda e: (e["timestamp"], e["event_id"])):
         user, item, y = event["user_id"], event["item_id"], event["event_value"]
@@ -38,7 +39,7 @@ def plain_loop(lines: Sequence[bytes]) -> tuple[reco.BiasedMF, float, float]:
     return model, mae.get(), rmse.get()
 
 
-def rows_of(model: reco.BiasedMF) -> Rows:
+def rows_of(model: BiasedMF) -> Rows:
     rows: Rows = {}
     for family, biases, latents in (
         ("user", model.u_biases, model.u_latents),

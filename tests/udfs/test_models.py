@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import orjson
 import pytest
 from river import optim
 
+from tests.sums import dot
 from tests.udfs.cases import (
     CASES,
     COMPILED,
@@ -51,9 +53,17 @@ def test_learning_is_rivers_bit_for_bit(kind: str, optimizer: str) -> None:
         assert model.global_mean() == plain.global_mean.get()
 
 
+@pytest.fixture
+def summed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """River sums as the compiled engine does, whatever the BLAS of the machine."""
+    for module in ("biased_mf", "funk_mf"):
+        monkeypatch.setattr(f"river.reco.{module}.np", SimpleNamespace(dot=dot))
+
+
 @each_compiled_case
+@pytest.mark.usefixtures("summed_alike")
 def test_compiled_learning_is_rivers(kind: str, optimizer: str) -> None:
-    """And equal bit for bit under SGD, whose steps take no powers."""
+    """And equal bit for bit under SGD and Momentum, whose steps take no powers."""
     model, plain = made(kind, optimizer), river(kind, optimizer)
     assert type(model) is CompiledRanker
     expected, predictions, log = [], [], ratings(3_000, users=60, items=40)
@@ -64,7 +74,7 @@ def test_compiled_learning_is_rivers(kind: str, optimizer: str) -> None:
         predictions += model.learn(*groups(model, group), [y for _, _, y in group])[0]
     np.testing.assert_allclose(predictions, expected, rtol=1e-12, atol=1e-12)
     assert close(kind, model.river(), plain)
-    if optimizer == "SGD":
+    if optimizer in ("SGD", "Momentum"):
         assert weights(kind, model.river()) == weights(kind, plain)
     if kind != "funk_mf":
         assert model.global_mean() == plain.global_mean.get()
@@ -89,6 +99,7 @@ def close(kind: str, model: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("n_factors", [1, 2, 4, 15])
 @pytest.mark.parametrize("params", [{}, {"l2_latent": 0.01, "l2_bias": 0.02, "weight_initializer": "Normal"}])
+@pytest.mark.usefixtures("summed_alike")
 def test_compiled_sgd_of_few_factors_is_rivers_bit_for_bit(n_factors: int, params: dict[str, Any]) -> None:
     model = build("biased_mf", {"n_factors": n_factors, **params})
     plain = build("biased_mf", {"n_factors": n_factors, **params}).river()
