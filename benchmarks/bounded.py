@@ -17,6 +17,7 @@ from benchmarks.common import N_FACTORS, progress, show, store
 from udfs.batch import Batch
 from udfs.building import build
 from udfs.growth import GrowthConfig
+from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig
 
 _BATCH = 20_000
@@ -33,7 +34,7 @@ def batch(first: int, count: int) -> Batch:
         [1_700_000_000_000 + n, "", f"user-{n:08}", f"item-{n:08}", "rating", n % 9 / 2 + 0.5, 0, n]
         for n in range(first, first + count)
     ]
-    return Batch(None, False, ["bench"], events, b"")
+    return Batch(None, False, ["bench"], Interactions.of(events), b"")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from river import reco
 from benchmarks.common import N_FACTORS, median, progress, rounds, show, store
 from udfs.batch import Batch
 from udfs.building import build
+from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig
 
 SMALL, LARGE = (10_000, 1_000), (1_000_000, 100_000)
@@ -31,7 +32,10 @@ def events(users: int, items: int, count: int, seed: int) -> list[tuple[str, str
 
 def batches(pairs: list[tuple[str, str, float]]) -> list[bytes]:
     rows: list[list[Any]] = [[1_700_000_000_000 + n, "", u, i, "rating", y, 0, n] for n, (u, i, y) in enumerate(pairs)]
-    return [Batch(None, False, ["bench"], rows[at : at + _BATCH], b"").encode() for at in range(0, len(rows), _BATCH)]
+    return [
+        Batch(None, False, ["bench"], Interactions.of(rows[at : at + _BATCH]), b"").encode()
+        for at in range(0, len(rows), _BATCH)
+    ]
 
 
 def every_id(users: int, items: int) -> list[tuple[str, str, float]]:

@@ -29,6 +29,7 @@ from serving.schema import shard_of
 from udfs import resharding
 from udfs.batch import Batch
 from udfs.building import build
+from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig
 from udfs.metrics import pooled, since
 from udfs.models import RowModel
@@ -53,7 +54,7 @@ def events_of(path: Path) -> list[list[Any]]:
 def learn(learners: Sequence[Learner], events: Sequence[list[Any]]) -> None:
     for shard, learner in enumerate(learners):
         mine = [list(event) for event in events if shard_of(event[2], len(learners)) == shard]
-        for _ in learner.process(Batch(None, False, [""], mine, b"")):
+        for _ in learner.process(Batch(None, False, [""], Interactions.of(mine), b"")):
             learner.finished_batches()
 
 

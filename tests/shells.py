@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import orjson
 
+from udfs.batch import Batch
 from udfs.entities import dropped_calls, header_entity, learned_entities
+from udfs.interactions import Interactions
 from udfs.learner import Learned, Learner
+from udfs.packing import pack_lines
 from udfs.publisher import Author, Entity, Publisher
+
+
+def batch_of(
+    rows: Sequence[Sequence[Any]],
+    lines: Sequence[bytes] | None = None,
+    *,
+    watermark: int | None = None,
+    ended: bool = False,
+    sources: Sequence[str] = ("log",),
+) -> Batch:
+    """A batch of rows as :meth:`Interactions.of` takes them, by default each from an empty object."""
+    packed = pack_lines([b"{}" for _ in rows] if lines is None else lines)
+    return Batch(watermark, ended, sources, Interactions.of(rows), packed)
 
 
 def publish(

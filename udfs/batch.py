@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import orjson
+
+from udfs.interactions import Interactions
+from udfs.packing import pack, pack_lines, unpack
+
+# The columns of numbers as they are written, one after the other, with the type of each.
+_NUMBERS: Final = {"times": "<i8", "values": "<f8", "positions": "<i8", "sources": "<i4"}
+_TEXTS: Final = ("event_ids", "user_ids", "item_ids")
 
 
 class Deletion(NamedTuple):
@@ -41,10 +49,9 @@ class Batch:
         The input ended: what still waits is learned now.
     sources
         Names that ``events`` refer to.
-    events
-        Rows ``[timestamp, event_id, user_id, item_id, event_type, value, source number, position]``.
     lines
-        The original bytes of each event, joined by line feeds: split only when one of them is needed.
+        The original bytes of each event, as :func:`~udfs.packing.pack_lines` gives them: unpacked only when one of them
+        is needed.
     deletions
         Users to be deleted. Such a batch is nothing else: it has no events, and moves no clock.
     """
@@ -52,30 +59,65 @@ class Batch:
     watermark: int | None
     ended: bool
     sources: Sequence[str]
-    events: list[list[Any]]
+    events: Interactions
     lines: bytes
     deletions: Sequence[Deletion] = ()
 
     def encode(self) -> bytes:
-        """
-        >>> batch = Batch(5, False, ["a"], [[7, "", "u", "i", "view", 1.0, 0, 1]], b"{}")
+        """A line of JSON that describes it, the columns packed, and the packed lines.
+
+        >>> events = Interactions.of([[7, "", "u", "i", "view", 1.0, 0, 1]])
+        >>> batch = Batch(5, False, ["a"], events, pack_lines([b"{}"]))
         >>> Batch.decode(batch.encode()) == batch
         True
-        >>> batch = Batch(None, False, [], [], b"", (Deletion(8, "ann", 0, 5),))
+        >>> batch = Batch(None, False, [], Interactions.of([]), b"", (Deletion(8, "ann", 0, 5),))
         >>> Batch.decode(batch.encode()) == batch
         True
         """
-        about = [
-            self.watermark,
-            self.ended,
-            self.sources,
-            *([list(map(list, self.deletions))] if self.deletions else ()),
-        ]
-        return orjson.dumps(about) + b"\n" + orjson.dumps(self.events) + b"\n" + self.lines
+        events = self.events
+        types = list(dict.fromkeys(events.event_types))
+        places = {name: place for place, name in enumerate(types)}
+        numbers = [getattr(events, name).astype(kind).tobytes() for name, kind in _NUMBERS.items()]
+        numbers.append(np.array([places[name] for name in events.event_types], dtype="<u4").tobytes())
+        columns = pack(b"".join([*numbers, orjson.dumps([getattr(events, name) for name in _TEXTS])]))
+        about: dict[str, Any] = {
+            "watermark": self.watermark,
+            "ended": self.ended,
+            "sources": self.sources,
+            "events": len(events),
+            "types": types,
+            "size": len(columns),
+        }
+        if self.deletions:
+            about["deletions"] = [list(deletion) for deletion in self.deletions]
+        return b"".join([orjson.dumps(about), b"\n", columns, self.lines])
 
     @classmethod
     def decode(cls, blob: bytes) -> Batch:
-        about, events, lines = blob.split(b"\n", 2)
-        watermark, ended, sources, *deletions = orjson.loads(about)
-        deleted = tuple(Deletion(*deletion) for of in deletions for deletion in of)
-        return cls(watermark, ended, sources, orjson.loads(events), lines, deleted)
+        start = blob.index(b"\n") + 1
+        about = orjson.loads(blob[: start - 1])
+        if isinstance(about, list):
+            return _decode_rows(about, blob[start:])
+        end = start + about["size"]
+        columns, n, at = unpack(blob[start:end]), about["events"], 0
+        numbers = []
+        for kind in (*_NUMBERS.values(), "<u4"):
+            numbers.append(np.frombuffer(columns, kind, count=n, offset=at))
+            at += n * numbers[-1].itemsize
+        times, values, positions, sources, types = numbers
+        event_types = list(map(about["types"].__getitem__, types.tolist()))
+        event_ids, user_ids, item_ids = orjson.loads(columns[at:])
+        own = np.zeros(n, dtype=np.int64), np.arange(n, dtype=np.int64)
+        texts = event_ids, user_ids, item_ids, event_types
+        events = Interactions(times, *texts, values, sources, positions, *own)
+        deletions = tuple(Deletion(*deletion) for deletion in about.get("deletions", ()))
+        return cls(about["watermark"], about["ended"], about["sources"], events, blob[end:], deletions)
+
+
+def _decode_rows(about: list[Any], rest: bytes) -> Batch:
+    """A batch as rows, as they were stored before there were columns."""
+    watermark, ended, sources, *deletions = about
+    rows, lines = rest.split(b"\n", 1)
+    events = Interactions.of(orjson.loads(rows))
+    deleted = tuple(Deletion(*deletion) for of in deletions for deletion in of)
+    return Batch(watermark, ended, sources, events, pack_lines(lines.split(b"\n")) if len(events) else b"", deleted)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from udfs.packing import pack_lines, unpack_lines
 from udfs.requests import Request
 
 
@@ -50,7 +51,7 @@ class Chunk:
     ahead: Sequence[Request] = ()
 
     def encode(self) -> bytes:
-        """One JSON line that describes the chunk, then the lines.
+        """One JSON line that describes the chunk, then the lines, packed.
 
         >>> chunk = Chunk([Run("a.jsonl", 1, 2)], [b"{}", b"[]"])
         >>> Chunk.decode(chunk.encode()) == chunk
@@ -63,16 +64,18 @@ class Chunk:
             "runs": [[run.source, run.first, run.count] for run in self.runs],
             "headers": self.headers,
             "ended": self.ended,
+            "packed": True,
         }
         if self.deletions or self.ahead:
             about |= {"deletions": list(map(list, self.deletions)), "ahead": list(map(list, self.ahead))}
-        return orjson.dumps(about) + b"\n" + b"\n".join(self.lines)
+        return orjson.dumps(about) + b"\n" + pack_lines(self.lines)
 
     @classmethod
     def decode(cls, blob: bytes) -> Chunk:
-        about_line, _, body = blob.partition(b"\n")
-        about = orjson.loads(about_line)
+        start = blob.index(b"\n") + 1
+        about, body = orjson.loads(blob[: start - 1]), blob[start:]
         runs = [Run(*run) for run in about["runs"]]
-        lines = body.split(b"\n") if any(run.count for run in runs) else []
+        # They were not packed once, and may be on their way in an unaligned checkpoint.
+        lines = unpack_lines(body) if about.get("packed") else body.split(b"\n") if any(r.count for r in runs) else []
         deletions, ahead = (tuple(Request(*r) for r in about.get(name, ())) for name in ("deletions", "ahead"))
         return cls(runs, lines, about["headers"], about["ended"], deletions, ahead)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -55,7 +55,7 @@ class CompiledRanker(TableRanker):
         self._l2_bias = float(getattr(model, "l2_bias", getattr(model, "l2", 0.0)))
         self._l2 = float(getattr(model, "l2_latent", getattr(model, "l2", 0.0)))
 
-    def learn(self, users: Group, items: Group, ys: Sequence[float]) -> tuple[list[float], dict[int, Diverged]]:
+    def learn(self, users: Group, items: Group, ys: Array) -> tuple[Array, dict[int, Diverged]]:
         # Here, as numba takes half a second to import, and who looks at settings only does not learn.
         from udfs import kernels
 
@@ -71,7 +71,7 @@ class CompiledRanker(TableRanker):
         begun = kernels.learn(
             np.array(users.slots, dtype=np.intp),
             np.array(items.slots, dtype=np.intp),
-            np.array(ys, dtype="<f8"),
+            ys,
             rows[USER],
             rows[ITEM],
             known[USER],
@@ -112,7 +112,7 @@ class CompiledRanker(TableRanker):
             if new and not (left := places >= 0).all():  # what diverged was the only record of its id
                 places, of = places[left], of[left]
             self._fitting(family)[places] = of
-        return predictions[learned].tolist(), diverged
+        return predictions if steps == n else predictions[learned], diverged
 
     def _drawn(self, rows: int) -> tuple[Array, Array]:
         """Initial biases and vectors of so many new rows, as River would draw them one after the other."""

@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import isfinite
-from typing import Any, Final, NamedTuple, final
+from typing import Annotated, Any, Final, NamedTuple, cast, final
 
+import msgspec
 import orjson
 
 Interaction = tuple[int, str, str, str, str, float]
@@ -85,6 +86,57 @@ class EventFormat:
     future_bound: int = 2**62
 
 
+class Parsed(msgspec.Struct, gc=False):
+    """An interaction as it is read from a line; ``timestamp`` in milliseconds.
+
+    ``event_type`` may be empty and ``event_value`` None only until they are filled in.
+    """
+
+    timestamp: int
+    user_id: str
+    item_id: str
+    event_id: str = ""
+    event_type: str = ""
+    event_value: float | None = None
+
+
+def _is_plain(text: bytes) -> bool:
+    """Whether JSON reads as it looks: characters are bytes, and nothing is escaped."""
+    return text.isascii() and b"\\" not in text
+
+
+def _quick_reader(fmt: EventFormat, names: Sequence[str]) -> Callable[[bytes], Parsed] | None:
+    """Reads a plain line of JSON with an event as most are; raises where it is anything else. None if there is no such.
+
+    It looks at no other fields than ours.
+    """
+    if fmt.timestamp_unit not in ("auto", "ms") or len(set(names)) < len(names):
+        return None
+    user, item, time, kind, value, event_id, context = names
+    text = Annotated[str, msgspec.Meta(max_length=fmt.max_id_bytes)]
+    row_id = Annotated[str, msgspec.Meta(min_length=1, max_length=fmt.max_id_bytes)]
+    earliest = _SECONDS_BELOW if fmt.timestamp_unit == "auto" else 1
+    struct = msgspec.defstruct(
+        "Quick",
+        [
+            ("timestamp", Annotated[int, msgspec.Meta(ge=earliest, le=fmt.future_bound)]),
+            ("user_id", row_id),
+            ("item_id", row_id),
+            ("event_id", text, ""),
+            ("event_type", Annotated[str, msgspec.Meta(max_length=_MAX_TYPE_BYTES)], ""),
+            ("event_value", Annotated[float, msgspec.Meta(ge=-fmt.max_value, le=fmt.max_value)] | None, None),
+            ("context", dict[str, Any] | None, None),
+        ],
+        rename={
+            "timestamp": time, "user_id": user, "item_id": item, "event_id": event_id, "event_type": kind,
+            "event_value": value, "context": context,
+        },
+        gc=False,
+    )  # fmt: skip
+    decode: Any = msgspec.json.Decoder(struct).decode
+    return cast("Callable[[bytes], Parsed]", decode)
+
+
 class EventParser:
     """Reads events of one format. Parsing keeps no state, so any line gives the same answer anywhere.
 
@@ -100,6 +152,7 @@ class EventParser:
     def __init__(self, fmt: EventFormat) -> None:
         self.format = fmt
         self._names = [fmt.columns.get(name, name) for name in FIELDS]
+        self._quick = _quick_reader(fmt, self._names)
         self._read_time: Callable[[Any], int | None] = {
             "auto": _time_auto,
             "ms": _time_ms,
@@ -107,8 +160,63 @@ class EventParser:
             "iso": _time_iso,
         }[fmt.timestamp_unit]
 
+    def parse_lines(
+        self, lines: Sequence[bytes], header: Sequence[str] | None = None
+    ) -> tuple[list[Parsed], dict[int, Rejected | None]]:
+        """Lines of JSON objects or, with a header, of CSV; without their terminators.
+
+        Returns
+        -------
+        The events of the lines that can be used; and by their places why the others can't, None for blank ones.
+        """
+        events: list[Parsed] = []
+        odd: dict[int, Rejected | None] = {}
+        quick, complete = (self._quick if header is None else None), self._complete
+        all_plain = _is_plain(b"".join(lines))
+        for at, line in enumerate(lines):
+            event: Parsed | Rejected
+            if quick is not None and (all_plain or _is_plain(line)):
+                try:
+                    event = quick(line)
+                    if event.event_value is None or not event.event_type:
+                        event = complete(event)
+                    if type(event) is not Rejected:
+                        events.append(event)
+                        continue
+                except (msgspec.MsgspecError, RecursionError):
+                    pass  # whatever it is, it gets a closer look
+            if not line or line.isspace():
+                odd[at] = None
+                continue
+            found = self._parse_json(line) if header is None else self.parse_csv(line, header)
+            if type(found) is Rejected:
+                odd[at] = found
+            else:
+                time, event_id, user_id, item_id, kind, value = found
+                events.append(Parsed(time, user_id, item_id, event_id, kind, value))
+        return events, odd
+
+    def _complete(self, event: Parsed) -> Parsed | Rejected:
+        """Fills in a type or a value that an event does not name."""
+        value = event.event_value
+        if not event.event_type:
+            kind = self.format.default_type
+            event.event_type = kind if kind != "auto" else "view" if value is None else "rating"
+        if value is None:
+            if event.event_type == "rating":
+                return Rejected("missing_value", "a rating without event_value")
+            event.event_value = 1.0
+        return event
+
     def parse_json(self, line: bytes) -> Interaction | Rejected:
         """One JSON object; ``line`` has no line terminator."""
+        events, odd = self.parse_lines([line])
+        if not events:
+            return odd[0] or self._parse_json(line)
+        time, user_id, item_id, event_id, kind, value = msgspec.structs.astuple(events[0])[:6]
+        return (time, event_id, user_id, item_id, kind, value)
+
+    def _parse_json(self, line: bytes) -> Interaction | Rejected:
         try:
             event = orjson.loads(line)
         except orjson.JSONDecodeError as error:

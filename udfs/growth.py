@@ -15,17 +15,19 @@ do: they are met in the same order by whoever learns the log.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+import numpy as np
+
+from udfs.interactions import Interactions
 from udfs.models import ITEM, USER
 from udfs.rows import Rows
 from udfs.tail import Tail, tail_id
 
 # What goes at once: looking for the oldest rows costs a pass over all, so it must not be done for each new id.
 _PART: Final = 8
-_COLUMN: Final = {USER: 2, ITEM: 3}  # where an event has its ids
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ class Bounds:
     --------
     >>> from udfs.ids import Ids
     >>> bounds = Bounds(GrowthConfig(max_users=2), {"user": Rows("user", Ids()), "item": Rows("item", Ids())})
-    >>> events = [[at, "", user, "tea"] for at, user in enumerate(["ann", "bob", "ann", "eve"])]
+    >>> users = ["ann", "bob", "ann", "eve"]
+    >>> events = Interactions.of([[at, "", user, "tea", "view", 1.0, 0, at] for at, user in enumerate(users)])
     >>> bounds.piece(events, 0, clock=0).end
     3
     """
@@ -115,78 +118,79 @@ class Bounds:
         """How many rows belong to one id."""
         return len(self._rows[family]) - len(self._shared(family))
 
-    def excess(self, event: Sequence[Any], clock: int) -> Iterator[tuple[str, list[str]]]:
-        """The ids that go before an event, by family; each must be dropped before the next is asked for.
+    def excess(self, events: Interactions, at: int, clock: int) -> Iterator[tuple[str, list[str]]]:
+        """The ids that go before the event at a place, by family; each must be dropped before the next is asked for.
 
         ``clock`` is the newest time that was learned before it.
         """
         for tail in self.tails.values():
             if tail.is_full:
                 tail.age()
-        if self._expire_after is not None and event[0] // self._step > clock // self._step:
-            horizon = event[0] // self._step * self._step - self._expire_after
+        time = int(events.times[at])
+        if self._expire_after is not None and time // self._step > clock // self._step:
+            horizon = time // self._step * self._step - self._expire_after
             for family, rows in self._rows.items():
                 yield family, rows.older_than(horizon, self._shared(family))
         for family, cap in self._caps.items():
-            rows, row_id = self._rows[family], event[_COLUMN[family]]
+            rows, row_id = self._rows[family], events.ids[family][at]
             # More than once only where the cap was lowered, and the event's own row went with the others.
             while (over := self.own(family) + self._is_to_have(family, row_id) - cap) > 0:
                 yield family, rows.oldest(min(self.own(family), max(over, cap // _PART)), self._shared(family))
 
-    def piece(self, events: Sequence[Sequence[Any]], start: int, clock: int) -> Piece:
+    def piece(self, events: Interactions, start: int, clock: int) -> Piece:
         """The piece of a group that begins at ``start``: up to the first event that may ask for room, and counted.
 
         ``clock`` is the newest time that was learned before it.
         """
         end = len(events)
         if self._expire_after is not None:
-            limit = (max(clock, events[start][0]) // self._step + 1) * self._step
-            end = next((at for at in range(start, end) if events[at][0] >= limit), end)
+            limit = (max(clock, int(events.times[start])) // self._step + 1) * self._step
+            end = start + int(np.argmax(np.append(events.times[start:] >= limit, True)))
         if self.tails:
             return self._routed(events, start, end)
         for family, cap in self._caps.items():
             room = cap - len(self._rows[family])
             if room < end - start:
                 end = self._without_room(events, start, end, family, room)
-        part = events[start:end]
-        return Piece(end, {family: [event[at] for event in part] for family, at in _COLUMN.items()})
+        return Piece(end, {family: list(column[start:end]) for family, column in events.ids.items()})
 
-    def _without_room(self, events: Sequence[Sequence[Any]], start: int, end: int, family: str, room: int) -> int:
+    def _without_room(self, events: Interactions, start: int, end: int, family: str, room: int) -> int:
         """The first event that brings one id too many."""
-        column, ids = _COLUMN[family], self._rows[family].ids
+        column, ids = events.ids[family], self._rows[family].ids
         new: set[str] = set()
         for at in range(start, end):
-            row_id = events[at][column]
+            row_id = column[at]
             if row_id not in ids and row_id not in new:
                 if len(new) == room:
                     return at
                 new.add(row_id)
         return end
 
-    def _routed(self, events: Sequence[Sequence[Any]], start: int, end: int) -> Piece:
+    def _routed(self, events: Interactions, start: int, end: int) -> Piece:
         """Counts the events of ids without a row; what gets one is decided event by event."""
         piece = Piece(end)
         rooms = {
-            family: self._caps[family] - self.own(family) if family in self._caps else end - start for family in _COLUMN
+            family: self._caps[family] - self.own(family) if family in self._caps else end - start
+            for family in events.ids
         }
         of_families = [
             (column, self._rows[family].ids, self.tails[family], piece.rows[family], piece.heirs[family], rooms[family])
-            for family, column in _COLUMN.items()
+            for family, column in events.ids.items()
         ]
         for at in range(start, end):
-            event, due = events[at], []
+            due: list[bool | None] = []
             if at > start and any(tail.is_full for tail in self.tails.values()):
                 piece.end = at
                 return piece
             for column, ids, tail, _, heirs, room in of_families:
-                row_id = event[column]
+                row_id = column[at]
                 has_row = row_id in ids or row_id in heirs
                 due.append(None if has_row else tail.is_due(row_id))
                 if due[-1] and len(heirs) == room:
                     piece.end = at
                     return piece
             for (column, _, tail, rows, heirs, _), is_due in zip(of_families, due, strict=True):
-                row_id = event[column]
+                row_id = column[at]
                 if is_due:
                     heirs[row_id] = tail.row_of(row_id)
                 elif is_due is not None:

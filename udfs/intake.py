@@ -7,20 +7,25 @@ is plain Python; the PyFlink shell around it stores :attr:`Intake.header` and th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 import orjson
 
 from serving.schema import shard_of
 from udfs.batch import Batch, Deletion
 from udfs.chunk import Chunk
 from udfs.deadletters import dead_letter
-from udfs.events import EventFormat, EventParser, Rejected
+from udfs.duplicates import KIND, EventIds
+from udfs.events import EventFormat, EventParser, Parsed, Rejected
+from udfs.interactions import Interactions, chosen
+from udfs.models import Array
+from udfs.packing import pack_lines
 from udfs.requests import Request
 from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
-from udfs.tilefeed import PIECE, Fed, TileConfig, TileFeed, TileFeeder, owner
+from udfs.tilefeed import TileConfig, TileFeed, TileFeeder
 
 LAYOUT: Final = 1
 _PART: Final = "the intake's"
@@ -113,9 +118,7 @@ class Intake:
         self.first_read_at: int | None = None  # wall clock, ms, of the first record of this run
         self.blob_number = 0
         self.forgotten = 0  # where the inputs that ended left :attr:`remembered_from`
-        self.seen: dict[str, int] = {}
-        # Which keys a stored blob holds, so that it can be forgotten whole.
-        self._seen_blobs: dict[str, tuple[int, list[str]]] = {}
+        self.event_ids = EventIds(config.dedup_horizon)
         self.tiles = None if config.tiles is None else TileFeeder(config.tiles)
 
     # ------------------------------------------------------------------------------------------ state
@@ -134,7 +137,7 @@ class Intake:
                 "first_read_at": self.first_read_at,
                 "blob_number": self.blob_number,
                 "forgotten": self.forgotten,
-                "blobs": len(self._seen_blobs) + (0 if self.tiles is None else self.tiles.blobs),
+                "blobs": len(self.event_ids) + (0 if self.tiles is None else self.tiles.blobs),
                 "part": self.config.part,
                 "reached": self._reached,
             }
@@ -170,11 +173,8 @@ class Intake:
             raise Damaged(f"the intake's header counts {stored['blobs']} blobs, its state has {len(blobs)}; {REMEDY}")
         for name, sealed in sorted(blobs, key=_stored_at):
             blob = unseal(_PART, name, sealed)
-            if name.startswith("d:"):
-                times, keys = orjson.loads(blob)
-                for key, time in zip(keys, times, strict=True):
-                    self.seen[key] = max(time, self.seen.get(key, time))
-                self._seen_blobs[name] = (max(times), keys)
+            if name.startswith(f"{KIND}:"):
+                self.event_ids.restore(name, blob)
             else:
                 tiles.append((name, blob))
         if self.tiles is not None:
@@ -213,98 +213,57 @@ class Intake:
 
     def process(self, chunk: Chunk, now: int) -> IntakeResult:
         """Judges the records of a chunk, in order; ``now`` is the wall clock in ms, for reports only."""
+        config, counts = self.config, self.counts
         if self.first_read_at is None and chunk.lines:
             self.first_read_at = now
-        config, counts, newest, seen = self.config, self.counts, self.newest, self.seen
-        lag, horizon, shards, with_tiles = (
-            config.out_of_orderness,
-            config.dedup_horizon,
-            config.shards,
-            self.tiles is not None,
-        )
-        letters: list[str] = []
-        events: list[list[list[Any]]] = [[] for _ in range(shards)]
-        raws: list[list[bytes]] = [[] for _ in range(shards)]
-        feed: list[Fed] = []
-        cuts: list[tuple[int, int]] = []
-        new_times: list[int] = []
-        new_keys: list[str] = []
         self.ended = False
+        result = IntakeResult({}, [], [])
+        sources, events, set_aside = self._read(chunk)
+        before = dict(self.newest)
+        behind = self._advance(sources, events)
+        is_late = behind > config.out_of_orderness
+        if config.event_time and is_late.any():
+            for at in np.flatnonzero(is_late).tolist():
+                message = f"{behind[at]} ms behind the newest event before it; "
+                message += f"out_of_orderness is {config.out_of_orderness} ms"
+                set_aside[int(events.lines[at])] = Rejected("late", message)
+            counts.late += int(np.count_nonzero(is_late))
+        accepted = ~is_late if config.event_time else np.ones(len(events), dtype=bool)
 
-        lines = iter(chunk.lines)
-        for source_number, run in enumerate(chunk.runs):
-            header = chunk.headers.get(run.source)
-            parse_json, parse_csv = self.parser.parse_json, self.parser.parse_csv
-            for position, line in zip(range(run.first, run.first + run.count), lines, strict=False):
-                if not line or line.isspace():
-                    continue
-                counts.read += 1
-                event = parse_json(line) if header is None else parse_csv(line, header)
-                if type(event) is Rejected:
-                    counts.reject(event.reason)
-                    letters.append(self._letter(event.reason, event.message, run.source, position, line))
-                    continue
-                time, event_id, user_id, item_id, kind, value = event
-                latest = newest.get(run.source, 0)
-                behind = latest - time
-                if behind > lag and config.event_time:
-                    counts.late += 1
-                    message = f"{behind} ms behind the newest event before it; out_of_orderness is {lag} ms"
-                    letters.append(self._letter("late", message, run.source, position, line))
-                    continue
-                if behind < 0:
-                    # Before duplicates are set aside: the merge of files goes by their timestamps too.
-                    newest[run.source] = time
-                if event_id:
-                    key = f"{len(user_id)}:{user_id}{event_id}"
-                    first = seen.get(key)
-                    if first is not None and abs(time - first) <= horizon and first >= self.remembered_from:
-                        counts.duplicate += 1
-                        message = f"event_id {event_id!r} of user_id {user_id!r} came before, at {first}"
-                        letters.append(self._letter("duplicate", message, run.source, position, line))
-                        continue
-                    seen[key] = time if first is None or first < time else first
-                    new_times.append(time)
-                    new_keys.append(key)
-                counts.accepted += 1
-                shard = shard_of(user_id, shards) if shards > 1 else 0
-                events[shard].append([*event, source_number, position])
-                raws[shard].append(line)
-                if with_tiles:
-                    if behind > lag:
-                        counts.tile_late += 1
-                    else:
-                        feed.append(Fed(user_id, item_id, kind, value, time))
-                        if len(feed) % PIECE == 0:
-                            cuts.append((len(feed), self.watermark))
+        def remembered_from() -> Array:
+            return np.maximum(self.forgotten, self._clocks(sources, events, before) - config.dedup_horizon)
+
+        at_most = np.flatnonzero(accepted)
+        for at, message in self.event_ids.sift(events, at_most, remembered_from, self.blob_number, result.puts).items():
+            accepted[at] = False
+            counts.duplicate += 1
+            set_aside[int(events.lines[at])] = Rejected("duplicate", message)
+        places = np.flatnonzero(accepted)
+        events, is_late = events.take(places), is_late[places]
+        counts.accepted += len(events)
+        result.dead_letters = self._letters(chunk, set_aside)
 
         watermark = self.watermark
-        result = IntakeResult({}, [], letters)
-        if new_keys:
-            result.puts[name := f"d:{self.blob_number}"] = orjson.dumps([new_times, new_keys])
-            self._seen_blobs[name] = (max(new_times), new_keys)
-        if self.tiles is not None and feed:
-            if len(feed) % PIECE:
-                cuts.append((len(feed), watermark))
-            result.tile_feeds = self.tiles.feed(feed, cuts, self.blob_number, result.puts)
+        if self.tiles is not None:
+            counts.tile_late += int(np.count_nonzero(is_late))
+            fed = events.take(np.flatnonzero(~is_late))
+            if len(fed):
+                result.tile_feeds = self.tiles.feed(
+                    fed.user_ids, fed.item_ids, fed.event_types, fed.values, fed.times, watermark,
+                    number=self.blob_number, puts=result.puts,
+                )  # fmt: skip
         if chunk.ended:
             # The next input is another log: its files are judged by their own times.
             self.ended = True
             self._reached = self.reached
             self.forgotten = self.remembered_from
             self.newest = {}
-        sources = [run.source for run in chunk.runs]
-        for shard in range(shards):
-            if events[shard] or chunk.ended or config.event_time:
-                batch = Batch(
-                    watermark if config.event_time else None,
-                    chunk.ended,
-                    sources,
-                    events[shard],
-                    b"\n".join(raws[shard]),
-                )
-                result.batches[shard] = batch.encode()
-        self._forget(result, watermark)
+        for shard, mine in enumerate(self._by_shard(events)):
+            if len(mine) or chunk.ended or config.event_time:
+                lines = pack_lines(chosen(chunk.lines, mine.lines))
+                clock = watermark if config.event_time else None
+                result.batches[shard] = Batch(clock, chunk.ended, sources, mine, lines).encode()
+        self.event_ids.forget(watermark, result.removes)
         if self.tiles is not None:
             self.tiles.forget(
                 watermark, ended=chunk.ended, number=self.blob_number, puts=result.puts, removes=result.removes
@@ -312,6 +271,95 @@ class Intake:
         self.blob_number += 1
         result.puts = {name: seal(name, blob) for name, blob in result.puts.items()}
         return result
+
+    def _read(self, chunk: Chunk) -> tuple[list[str], Interactions, dict[int, Rejected]]:
+        """Reads and counts the records of a chunk.
+
+        Returns
+        -------
+        The names of its sources; the events, with their places in the chunk's lines; and why other lines can't be
+        used, by their places.
+        """
+        sources = list(dict.fromkeys(run.source for run in chunk.runs))
+        places = {name: place for place, name in enumerate(sources)}
+        parsed: list[Parsed] = []
+        odd: dict[int, Rejected | None] = {}
+        start = 0
+        # One source's lines at a time only where their format may be another.
+        stretches = [(run.source, run.count) for run in chunk.runs] if chunk.headers else [("", len(chunk.lines))]
+        for source, count in stretches:
+            part, others = self.parser.parse_lines(chunk.lines[start : start + count], chunk.headers.get(source))
+            parsed += part
+            odd |= {start + at: verdict for at, verdict in others.items()} if start else others
+            start += count
+        rejected = {at: verdict for at, verdict in odd.items() if verdict is not None}
+        for verdict in rejected.values():
+            self.counts.reject(verdict.reason)
+        self.counts.read += len(parsed) + len(rejected)
+
+        counts = [run.count for run in chunk.runs]
+        lines = np.delete(np.arange(len(chunk.lines)), list(odd))
+        steps = np.array([run.first for run in chunk.runs], dtype=np.int64) - (
+            np.cumsum(counts, dtype=np.int64) - counts
+        )
+        positions = np.repeat(steps, counts)[lines] + lines
+        numbers = np.repeat(np.array([places[run.source] for run in chunk.runs], dtype=np.int32), counts)[lines]
+        events = Interactions(
+            np.array([event.timestamp for event in parsed], dtype=np.int64),
+            [event.event_id for event in parsed],
+            [event.user_id for event in parsed],
+            [event.item_id for event in parsed],
+            [event.event_type for event in parsed],
+            np.array([event.event_value for event in parsed], dtype=np.float64),
+            numbers,
+            positions,
+            np.zeros(len(parsed), dtype=np.int64),
+            lines,
+        )
+        return sources, events, rejected
+
+    def _advance(self, sources: Sequence[str], events: Interactions) -> Array:
+        """Takes the times of events into the clocks of their sources; how far each is behind the one it found."""
+        found = np.empty(len(events), dtype=np.int64)
+        for number, source in enumerate(sources):
+            mine = np.flatnonzero(events.sources == number)
+            if len(mine):
+                newest = np.maximum.accumulate(np.append(self.newest.get(source, 0), events.times[mine]))
+                found[mine] = newest[:-1]
+                self.newest[source] = int(newest[-1])
+        return found - events.times
+
+    def _clocks(self, sources: Sequence[str], events: Interactions, before: Mapping[str, int]) -> Array:
+        """The watermark at each event, itself taken in; ``before`` are the clocks that the first of them found."""
+        if self.config.merged:
+            newest = np.maximum.accumulate(np.maximum(events.times, max(before.values(), default=0)))
+            return newest - self.config.out_of_orderness
+        never = np.iinfo(np.int64).max
+        slowest = np.full(len(events), min((t for s, t in before.items() if s not in sources), default=never))
+        for number, source in enumerate(sources):
+            times = np.where(events.sources == number, events.times, before.get(source, 0))
+            newest = np.maximum.accumulate(times)
+            slowest = np.minimum(slowest, np.where(newest > 0, newest, never))  # one that has not come yet has no clock
+        return slowest - self.config.out_of_orderness
+
+    def _by_shard(self, events: Interactions) -> list[Interactions]:
+        shards = self.config.shards
+        if shards == 1:
+            return [events]
+        of_users = {user_id: shard_of(user_id, shards) for user_id in set(events.user_ids)}
+        of_events = np.array([of_users[user_id] for user_id in events.user_ids], dtype=np.intp)
+        return [events.take(np.flatnonzero(of_events == shard)) for shard in range(shards)]
+
+    def _letters(self, chunk: Chunk, set_aside: Mapping[int, Rejected]) -> list[str]:
+        """Dead letters for lines of a chunk, by their places, in their order."""
+        letters = []
+        ends = np.cumsum([run.count for run in chunk.runs])
+        for at, (reason, message) in sorted(set_aside.items()):
+            number = int(np.searchsorted(ends, at, side="right"))
+            run = chunk.runs[number]
+            position = self.position(run.source, run.first + at - int(ends[number]) + run.count)
+            letters.append(dead_letter(reason, message, position, chunk.lines[at]))
+        return letters
 
     def delete(self, requests: Sequence[Request]) -> IntakeResult:
         """Forgets what is remembered of users, and tells their shards; counts and clocks stay as they are."""
@@ -321,45 +369,17 @@ class Intake:
             deletion = Deletion(number, user_id, self.config.part, self.reached)
             by_shard.setdefault(shard_of(user_id, self.config.shards), []).append(deletion)
         for shard, deletions in by_shard.items():
-            result.batches[shard] = Batch(None, False, [], [], b"", tuple(deletions)).encode()
+            result.batches[shard] = Batch(None, False, [], Interactions.of([]), b"", tuple(deletions)).encode()
         user_ids = {request.user_id for request in requests}
-        self._drop_event_ids(user_ids, result)
+        self.event_ids.drop(user_ids, result.puts, result.removes)
         if self.tiles is not None:
             self.tiles.drop(user_ids, number=self.blob_number, puts=result.puts, removes=result.removes)
         self.blob_number += 1
         result.puts = {name: seal(name, blob) for name, blob in result.puts.items()}
         return result
 
-    def _drop_event_ids(self, user_ids: Set[str], result: IntakeResult) -> None:
-        dropped = {key for key in self.seen if owner(key) in user_ids}
-        if not dropped:
-            return
-        for name, (_, keys) in list(self._seen_blobs.items()):
-            left = [key for key in keys if key not in dropped]
-            if not left:
-                del self._seen_blobs[name]
-                result.removes.append(name)
-            elif len(left) < len(keys):
-                times = [self.seen[key] for key in left]
-                result.puts[name] = orjson.dumps([times, left])
-                self._seen_blobs[name] = (max(times), left)
-        for key in dropped:
-            del self.seen[key]
-
-    def _letter(self, reason: str, message: str, source: str, position: int, line: bytes) -> str:
-        return dead_letter(reason, message, self.position(source, position), line)
-
     def position(self, source: str, position: int) -> Mapping[str, object]:
         return dict(zip(self.config.position_names, (source, position), strict=True))
-
-    def _forget(self, result: IntakeResult, watermark: int) -> None:
-        """Drops the event ids that no later event can meet, so their state is bounded by the horizon."""
-        oldest = watermark - self.config.dedup_horizon
-        for name in [n for n, (newest, _) in self._seen_blobs.items() if newest < oldest]:
-            for key in self._seen_blobs.pop(name)[1]:
-                if self.seen.get(key, oldest) < oldest:
-                    del self.seen[key]
-            result.removes.append(name)
 
 
 def _stored_at(blob: tuple[str, bytes]) -> tuple[int, ...]:

@@ -227,3 +227,21 @@ def learn(
             if has_mean:
                 mean[0], mean[1] = count_now, mean_now
     return begun
+
+
+@njit(cache=True)
+def running_mean(values: Array, n: float, mean: float) -> tuple[float, float]:
+    """The number and the mean of all values, ``n`` of which had a ``mean``: updated value by value, as River does."""
+    for value in values:
+        n += 1.0
+        mean += (1.0 / n) * (value - mean)
+    return n, mean
+
+
+@njit(cache=True)
+def favour(slots: Array, ages: Array, popularity: Array) -> None:
+    """Adds events to popularities, which are ``log2`` of sums of powers of two: without overflow. Written in place."""
+    for event in range(len(slots)):
+        a, b = popularity[slots[event]], ages[event]
+        high, low = max(a, b), min(a, b)
+        popularity[slots[event]] = high + math.log2(1.0 + 2.0 ** (low - high))

@@ -4,8 +4,8 @@ Plain Python, to be used in a notebook as in the job::
 
     >>> from udfs.batch import Batch
     >>> learner = Learner(LearnerConfig(), build("baseline", {}))
-    >>> events = [[1, "", "ann", "tea", "rating", 5.0, 0, 1], [2, "", "ann", "rum", "rating", 1.0, 0, 2]]
-    >>> [result] = learner.process(Batch(None, True, ["notebook"], events, b"{}"))
+    >>> rows = [[1, "", "ann", "tea", "rating", 5.0, 0, 1], [2, "", "ann", "rum", "rating", 1.0, 0, 2]]
+    >>> [result] = learner.process(Batch(None, True, ["notebook"], Interactions.of(rows), b""))
     >>> sorted(result.touched[ITEM]), learner.learned
     (['rum', 'tea'], 2)
 
@@ -15,10 +15,10 @@ whatever the order of their arrival; it says which rows it touched; and it turns
 
 from __future__ import annotations
 
+import math
 import sys
-from bisect import bisect_left
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final
 
@@ -30,8 +30,10 @@ from udfs.building import build
 from udfs.deadletters import dead_letter
 from udfs.growth import Bounds, GrowthConfig, Piece
 from udfs.ids import Group
+from udfs.interactions import Interactions, chosen
 from udfs.metrics import Prequential, since, values
-from udfs.models import ITEM, USER, RowModel
+from udfs.models import ITEM, USER, Array, RowModel
+from udfs.packing import pack_lines, unpack_lines
 from udfs.rows import EncodedRows, Rows
 from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
 from udfs.tail import tail_number
@@ -150,7 +152,7 @@ class Learner:
         self.base: dict[str, Any] = self._counts()
         self.carried = 0
         # Accepted interactions that wait for the watermark, in order, and the stored batches they are in.
-        self.waiting: list[list[Any]] = []
+        self.waiting = Interactions.of([])
         self.released: int | None = None
         self.batch_number = 0
         self.batches: dict[int, tuple[int, Sequence[str], bytes]] = {}
@@ -170,35 +172,33 @@ class Learner:
         if batch.deletions:
             yield self._delete(batch.deletions)
             return
-        if batch.events:
-            for index, event in enumerate(batch.events):
-                event += (number, index)
-            newest = max(event[0] for event in batch.events)
-            self.batches[number] = (newest, batch.sources, batch.lines)
-        if batch.watermark is None:
-            ready, self.waiting = self.waiting + batch.events, []
-        else:
-            self.waiting += batch.events
-            self.waiting.sort()
-            at = len(self.waiting) if batch.ended else bisect_left(self.waiting, [batch.watermark])
-            ready, self.waiting = self.waiting[:at], self.waiting[at:]
+        events = replace(batch.events, batches=np.full(len(batch.events), number))
+        if len(events):
+            self.batches[number] = (int(events.times.max()), batch.sources, batch.lines)
+        ready = Interactions.joined([self.waiting, events])
+        at = len(ready)
+        if batch.watermark is not None:
+            ready = ready.ordered()
+            if not batch.ended:
+                at = int(np.searchsorted(ready.times, batch.watermark))
             self.released = batch.watermark
+        ready, self.waiting = ready.part(0, at), ready.part(at, len(ready))
         self.ended = batch.ended
         if batch.ended:
             # The next input has a time of its own.
             self.released = None
         for start in range(0, len(ready), self.config.group):
-            group = ready[start : start + self.config.group]
+            group = ready.part(start, start + self.config.group)
             yield self._learn(group) if self.bounds is None else self._learn_bounded(group, self.bounds)
-        if not ready:
+        if not len(ready):
             yield self.nothing()
 
     def finished_batches(self) -> list[int]:
         """Forgets the batches of which nothing waits any more, and names them."""
-        if not self.waiting:
+        if not len(self.waiting):
             done = list(self.batches)
         else:
-            oldest = self.waiting[0][0]
+            oldest = int(self.waiting.times[0])
             done = [number for number, (newest, _, _) in self.batches.items() if newest < oldest]
         for number in done:
             del self.batches[number]
@@ -209,25 +209,23 @@ class Learner:
         if number not in self.batches:
             return None
         _, sources, lines = self.batches[number]
-        raw = lines.split(b"\n")
-        waiting = [event for event in self.waiting if event[8] == number]
-        kept = b"\n".join([raw[event[9]] for event in waiting])
-        batch = Batch(self.released, False, sources, [event[:8] for event in waiting], kept)
-        return seal(_batch(number), batch.encode())
+        waiting = self.waiting.take(np.flatnonzero(self.waiting.batches == number))
+        kept = pack_lines(chosen(unpack_lines(lines), waiting.lines))
+        return seal(_batch(number), Batch(self.released, False, sources, waiting, kept).encode())
 
     def nothing(self) -> Learned:
         """No change."""
         return Learned({family: {} for family in self.rows})
 
-    def _learn_bounded(self, events: list[list[Any]], bounds: Bounds) -> Learned:
+    def _learn_bounded(self, events: Interactions, bounds: Bounds) -> Learned:
         """Learns a group in pieces, and drops between them what must go."""
         learned, start = self.nothing(), 0
         while start < len(events):
-            for family, row_ids in bounds.excess(events[start], self.updated_at):
+            for family, row_ids in bounds.excess(events, start, self.updated_at):
                 self.drop(family, row_ids)
                 learned.drop(family, row_ids)
             piece = bounds.piece(events, start, self.updated_at)
-            learned.add(self._learn(events[start : piece.end], piece if bounds.tails else None))
+            learned.add(self._learn(events.part(start, piece.end), piece if bounds.tails else None))
             start = piece.end
         return learned
 
@@ -251,19 +249,17 @@ class Learner:
 
     def _drop_waiting(self, user_ids: Container[str]) -> None:
         """Drops events that wait, and from the batches all lines of which nothing waits: all are to be stored anew."""
-        before = len(self.waiting)
-        self.waiting = [event for event in self.waiting if event[2] not in user_ids]
-        self.deleted += before - len(self.waiting)
-        kept: dict[int, list[bytes]] = {number: [] for number in self.batches}
-        newest = dict.fromkeys(self.batches, 0)
-        raw = {number: lines.split(b"\n") for number, (_, _, lines) in self.batches.items()}
-        for event in self.waiting:
-            number, index = event[8], event[9]
-            event[9] = len(kept[number])
-            kept[number].append(raw[number][index])
-            newest[number] = max(newest[number], event[0])
-        for number, (_, sources, _) in list(self.batches.items()):
-            self.batches[number] = (newest[number], sources, b"\n".join(kept[number]))
+        left = [place for place, user_id in enumerate(self.waiting.user_ids) if user_id not in user_ids]
+        self.deleted += len(self.waiting) - len(left)
+        self.waiting = self.waiting.take(np.array(left, dtype=np.intp))
+        renumbered = self.waiting.lines.copy()
+        for number, (_, sources, lines) in list(self.batches.items()):
+            places = np.flatnonzero(self.waiting.batches == number)
+            kept = chosen(unpack_lines(lines), self.waiting.lines[places])
+            newest = int(self.waiting.times[places].max(initial=0))
+            self.batches[number] = (newest, sources, pack_lines(kept))
+            renumbered[places] = np.arange(len(places))
+        self.waiting = replace(self.waiting, lines=renumbered)
         self.to_store += self.batches
 
     @property
@@ -272,37 +268,32 @@ class Learner:
         for a Redis that is put back to what it was before they were set."""
         return {user_id: t for user_id, t in self.tombstones.items() if t.part < self.config.part}
 
-    def _learn(self, events: list[list[Any]], piece: Piece | None = None) -> Learned:
+    def _learn(self, events: Interactions, piece: Piece | None = None) -> Learned:
         """Learns events: on their own rows, or as ``piece`` says."""
         config, ids = self.config, self.model.ids
-        weights, default = config.weights, config.default_weight
-        targets = [event[5] if event[4] == "rating" else weights.get(event[4], default) for event in events]
-        rows = piece.rows if piece else {USER: [event[2] for event in events], ITEM: [event[3] for event in events]}
+        targets = self._targets(events)
+        rows: Mapping[str, Sequence[str]] = piece.rows if piece else events.ids
         heirs = piece.heirs if piece else {}
         users = Group(ids[USER], rows[USER], heirs.get(USER))
         items = Group(ids[ITEM], rows[ITEM], heirs.get(ITEM))
         with np.errstate(all="ignore"):  # what overflows is found and rolled back
             predictions, diverged = self.model.learn(users, items, targets)
-        self.updated_at = max(self.updated_at, max(event[0] for event in events))
-        self.latest = (events[-1][2], events[-1][3])
-        letters = [self._letter(str(verdict), events[place]) for place, verdict in diverged.items()]
+        self.updated_at = max(self.updated_at, int(events.times.max()))
+        self.latest = (events.user_ids[-1], events.item_ids[-1])
+        letters = [self._letter(str(verdict), events, place) for place, verdict in diverged.items()]
         if not config.repeatable:
-            for event in events:
-                source = self.batches[event[8]][1][event[6]]
-                self.positions[source] = max(event[7], self.positions.get(source, -1))
+            self._pass(events)
         if diverged or piece:
-            left = [place for place in range(len(events)) if place not in diverged]
-            events, targets = [events[place] for place in left], [targets[place] for place in left]
-            users, items = (Group(ids[family], [rows[family][place] for place in left]) for family in (USER, ITEM))
+            left = np.array([place for place in range(len(events)) if place not in diverged], dtype=np.intp)
+            events, targets = events.take(left), targets[left]
+            users, items = (Group(ids[family], chosen(rows[family], left)) for family in (USER, ITEM))
         if config.clip is not None:
-            low, high = config.clip
-            predictions = [min(max(p, low), high) for p in predictions]
+            predictions = np.clip(predictions, *config.clip)
         self.scores.update(targets, predictions)
-        times = np.array([event[0] for event in events], dtype=np.int64)
-        self.rows[USER].count(users, times, self.seq + 1)
-        self.rows[ITEM].count(items, times, self.seq + 1)
-        self._remember(users, items, [event[3] for event in events] if piece else None)
-        self.rows[ITEM].favour(items, times / config.half_life)
+        self.rows[USER].count(users, events.times, self.seq + 1)
+        self.rows[ITEM].count(items, events.times, self.seq + 1)
+        self._remember(users, items, events.item_ids if piece else None)
+        self.rows[ITEM].favour(items, events.times / config.half_life)
         self.seq += len(events)
         self.learned += len(events)
         self.diverged += len(letters)
@@ -312,13 +303,32 @@ class Learner:
         }
         return Learned(touched, letters)
 
+    def _targets(self, events: Interactions) -> Array:
+        """What is learned of each event: its value if it is a rating, else the weight of its type."""
+        weights, default = self.config.weights, self.config.default_weight
+        names = set(events.event_types)
+        if names == {"rating"}:
+            return events.values
+        targets = {name: weights.get(name, default) for name in names - {"rating"}}
+        chosen_by_type = np.array([targets.get(name, math.nan) for name in events.event_types], dtype="<f8")
+        return np.where([name == "rating" for name in events.event_types], events.values, chosen_by_type)
+
+    def _pass(self, events: Interactions) -> None:
+        """Notes how far each source was met."""
+        for number in np.unique(events.batches).tolist():
+            sources = self.batches[number][1]
+            mine = events.batches == number
+            for source in np.unique(events.sources[mine]).tolist():
+                newest = int(events.positions[mine & (events.sources == source)].max())
+                self.positions[sources[source]] = max(newest, self.positions.get(sources[source], -1))
+
     @property
     def reached(self) -> Mapping[str, int]:
         """How far it is, for one that replays: by source the newest position, or, where the order is the same, under no
         name the number of events."""
         return {"": self.learned + self.diverged} if self.config.repeatable else self.positions
 
-    def _remember(self, users: Group, items: Group, item_ids: list[str] | None) -> None:
+    def _remember(self, users: Group, items: Group, item_ids: Sequence[str] | None) -> None:
         """What users have seen; ``item_ids`` are the events' own where they may be learned on shared rows."""
         rows, names = self.rows[USER], self.model.ids[ITEM].names
         if item_ids is None:
@@ -358,11 +368,11 @@ class Learner:
         self.model.drop(family, row_ids)
         self.dropped[family] += len(row_ids)
 
-    def _letter(self, message: str, event: list[Any]) -> str:
-        source, position, number, index = event[6:]
-        _, sources, lines = self.batches[number]
-        where = dict(zip(self.config.position_names, (sources[source], position), strict=True))
-        return dead_letter("diverged", message, where, lines.split(b"\n")[index])
+    def _letter(self, message: str, events: Interactions, place: int) -> str:
+        _, sources, lines = self.batches[int(events.batches[place])]
+        position = (sources[events.sources[place]], int(events.positions[place]))
+        where = dict(zip(self.config.position_names, position, strict=True))
+        return dead_letter("diverged", message, where, unpack_lines(lines)[events.lines[place]])
 
     # ------------------------------------------------------------------------------------------ state
 
@@ -456,16 +466,13 @@ class Learner:
             for family, tail in self.bounds.tails.items():
                 tail.added = stored.get("counted", {}).get(family, 0)
         self._restore_rows(iter(rows))
+        waiting: list[Interactions] = []
         for number, blob in sorted(batches):
             batch = Batch.decode(unseal(_PART, _batch(number), blob))
-            fresh = [
-                [*event, number, index]
-                for index, event in enumerate(batch.events)
-                if self.released is None or event[0] >= self.released
-            ]
-            self.waiting += fresh
-            self.batches[number] = (max(event[0] for event in batch.events), batch.sources, batch.lines)
-        self.waiting.sort()
+            self.batches[number] = (int(batch.events.times.max()), batch.sources, batch.lines)
+            events = replace(batch.events, batches=np.full(len(batch.events), number))
+            waiting.append(events.take(np.flatnonzero(events.times >= (self.released or 0))))
+        self.waiting = Interactions.joined(waiting).ordered()
         found = {family: len(of) for family, of in self.rows.items()}, len(self.batches)
         expected = stored["rows"], stored["batches"]
         if found != expected:

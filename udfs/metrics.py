@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 from river import metrics
+
+from udfs.models import Array
 
 # River's regression metrics that are a mean over records: exact to store, to subtract and to pool over shards.
 NAMES: Final = ("MAE", "MSE", "RMSE", "SMAPE", "MAPE")
@@ -15,11 +18,41 @@ _ROOTED: Final = ("RMSE",)
 Means = dict[str, tuple[float, float]]
 
 
+def _absolute(y_true: Array, y_pred: Array) -> Array:
+    errors: Array = np.abs(y_true - y_pred)
+    return errors
+
+
+def _squared(y_true: Array, y_pred: Array) -> Array:
+    errors: Array = (y_true - y_pred) * (y_true - y_pred)
+    return errors
+
+
+def _relative(y_true: Array, y_pred: Array) -> Array:
+    size = np.abs(y_true)
+    return np.where(size == 0, 0.0, np.abs(y_true - y_pred) / np.where(size == 0, 1.0, size))
+
+
+def _symmetric(y_true: Array, y_pred: Array) -> Array:
+    size = np.abs(y_true) + np.abs(y_pred)
+    return np.where(size == 0, 0.0, 2.0 * np.abs(y_true - y_pred) / np.where(size == 0, 1.0, size))
+
+
+# What each metric is the mean of: River's ``_eval`` for whole arrays. A square is a product here, and a power there.
+_ERRORS: Final[dict[str, Callable[[Array, Array], Array]]] = {
+    "MAE": _absolute,
+    "MSE": _squared,
+    "RMSE": _squared,
+    "SMAPE": _symmetric,
+    "MAPE": _relative,
+}
+
+
 class Prequential:
     """Means of errors of predictions that were made before the record was learned.
 
     >>> scores = Prequential(["MAE", "RMSE"])
-    >>> scores.update([4.0, 4.0], [3.0, 4.0])
+    >>> scores.update(np.array([4.0, 4.0]), np.array([3.0, 4.0]))
     >>> values(scores.means)
     {'mae': 0.5, 'rmse': 0.7071067811865476, 'n': 2}
     """
@@ -27,14 +60,13 @@ class Prequential:
     def __init__(self, names: Sequence[str]) -> None:
         self._metrics = [(name, getattr(metrics, name)()) for name in names]
 
-    def update(self, y_true: Sequence[float], y_pred: Sequence[float]) -> None:
-        """Scores records in order: what ``metric.update`` does for each, its arithmetic kept bit for bit."""
-        for _, metric in self._metrics:
-            evaluate, n, mean = metric._eval, metric._mean.n, metric._mean._mean
-            for y, prediction in zip(y_true, y_pred, strict=True):
-                n += 1.0
-                mean += (1.0 / n) * (evaluate(y, prediction) - mean)
-            metric._mean.n, metric._mean._mean = n, mean
+    def update(self, y_true: Array, y_pred: Array) -> None:
+        """Scores records in order, shape ``(n,)`` each: what ``metric.update`` does for one after the other."""
+        from udfs.kernels import running_mean  # here, as numba takes half a second to import
+
+        for name, metric in self._metrics:
+            errors = _ERRORS[name](y_true, y_pred)
+            metric._mean.n, metric._mean._mean = running_mean(errors, metric._mean.n, metric._mean._mean)
 
     @property
     def means(self) -> Means:

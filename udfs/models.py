@@ -66,8 +66,8 @@ class RowModel(ABC):
     ids: Mapping[str, Ids]
 
     @abstractmethod
-    def learn(self, users: Group, items: Group, ys: Sequence[float]) -> tuple[list[float], dict[int, Diverged]]:
-        """Predicts and learns interactions, one after the other.
+    def learn(self, users: Group, items: Group, ys: Array) -> tuple[Array, dict[int, Diverged]]:
+        """Predicts and learns interactions with targets ``ys``, shape ``(n,)``, one after the other.
 
         Returns
         -------
@@ -84,10 +84,10 @@ class RowModel(ABC):
             If a weight left its bound.
         """
         users, items = Group(self.ids[USER], [user_id]), Group(self.ids[ITEM], [item_id])
-        predictions, diverged = self.learn(users, items, [y])
+        predictions, diverged = self.learn(users, items, np.array([y], dtype="<f8"))
         if diverged:
             raise diverged[0]
-        return predictions[0]
+        return float(predictions[0])
 
     @abstractmethod
     def header(self) -> bytes: ...

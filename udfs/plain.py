@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ class PlainBiasedMF(TableRanker):
     Weights are equal to River's, bit for bit; ``docs/decisions/0006-plain-step.md`` says what it gains.
     """
 
-    def learn(self, users: Group, items: Group, ys: Sequence[float]) -> tuple[list[float], dict[int, Diverged]]:
+    def learn(self, users: Group, items: Group, ys: Array) -> tuple[Array, dict[int, Diverged]]:
         model, mean, bound = self.model, self._mean, self.max_weight
         assert mean is not None
         bias_rate, rate = model.u_bias_optimizer.lr.learning_rate, model.u_latent_optimizer.lr.learning_rate
@@ -39,7 +38,7 @@ class PlainBiasedMF(TableRanker):
         item_biases, item_vectors = self._taken(ITEM, items)
         predictions: list[float] = []
         diverged: dict[int, Diverged] = {}
-        for u, i, y in zip(users.slots, items.slots, ys, strict=True):
+        for u, i, y in zip(users.slots, items.slots, ys.tolist(), strict=True):
             user_vector, item_vector = user_vectors[u], item_vectors[i]
             new_user, new_item = user_vector is None, item_vector is None
             if new_user or new_item:
@@ -105,7 +104,7 @@ class PlainBiasedMF(TableRanker):
         ):
             group.admit(diverged)
             self._put_back(family, group, biases, vectors)
-        return predictions, diverged
+        return np.array(predictions, dtype="<f8"), diverged
 
     def _drawn(self) -> Array:
         # For one factor, River draws a number and not an array.

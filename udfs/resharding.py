@@ -19,18 +19,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import orjson
 
 from serving.schema import shard_of
+from udfs.interactions import Interactions, chosen
 from udfs.learner import Learner, LearnerConfig
 from udfs.metrics import pooled
 from udfs.models import ITEM, USER, Array, RowModel
+from udfs.packing import pack_lines, unpack_lines
 from udfs.tail import from_state_name, state_name
 
 _LEAST: Final = 1e-9  # the weight of a row that has no share of the events that it was learned from
@@ -378,16 +380,16 @@ def _shares(total: int, weights: Sequence[int]) -> list[int]:
 
 def _wait(new: Learner, olds: Sequence[Learner], target: int, shards: int) -> None:
     """Gives a new shard its users' interactions that wait, with their lines, in batches in the order that they came."""
-    found: dict[tuple[int, int], list[list[Any]]] = {}
+    found: dict[tuple[int, int], Interactions] = {}
     for place, old in enumerate(olds):
-        for event in old.waiting:
-            if shard_of(event[2], shards) == target:
-                found.setdefault((event[8], place), []).append(event)
+        mine = np.array([shard_of(user_id, shards) == target for user_id in old.waiting.user_ids], dtype=bool)
+        for number in np.unique(old.waiting.batches[mine]).tolist():
+            found[number, place] = old.waiting.take(np.flatnonzero(mine & (old.waiting.batches == number)))
+    moved = []
     for number, (old_number, place) in enumerate(sorted(found)):
         events = found[old_number, place]
         _, sources, lines = olds[place].batches[old_number]
-        raw = lines.split(b"\n")
-        new.waiting += [[*event[:8], number, index] for index, event in enumerate(events)]
-        newest = max(event[0] for event in events)
-        new.batches[number] = newest, sources, b"\n".join([raw[event[9]] for event in events])
-    new.waiting.sort()
+        kept = pack_lines(chosen(unpack_lines(lines), events.lines))
+        new.batches[number] = int(events.times.max()), sources, kept
+        moved.append(replace(events, batches=np.full(len(events), number), lines=np.arange(len(events))))
+    new.waiting = Interactions.joined(moved).ordered()

@@ -194,10 +194,10 @@ class RiverRanker(RowModel):
 
     # --------------------------------------------------------------------------------------- learning
 
-    def learn(self, users: Group, items: Group, ys: Sequence[float]) -> tuple[list[float], dict[int, Diverged]]:
+    def learn(self, users: Group, items: Group, ys: Array) -> tuple[Array, dict[int, Diverged]]:
         predictions: list[float] = []
         diverged: dict[int, Diverged] = {}
-        for place, (user_id, item_id, y) in enumerate(zip(users.row_ids, items.row_ids, ys, strict=True)):
+        for place, (user_id, item_id, y) in enumerate(zip(users.row_ids, items.row_ids, ys.tolist(), strict=True)):
             inherited = [*self._inherit(USER, users, place), *self._inherit(ITEM, items, place)]
             try:
                 predictions.append(self._learn_one(user_id, item_id, y))
@@ -207,7 +207,7 @@ class RiverRanker(RowModel):
                     del rows[row_id]
         users.admit(diverged)
         items.admit(diverged)
-        return predictions, diverged
+        return np.array(predictions, dtype="<f8"), diverged
 
     def _learn_one(self, user_id: str, item_id: str, y: float) -> float:
         # This runs for every event: it holds River's two calls, copies of what they change, and a check.

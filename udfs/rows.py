@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from math import log2
 from typing import Any, Final
 
 import numpy as np
@@ -179,11 +178,10 @@ class Rows(Mapping[str, Row]):
 
     def favour(self, group: Group, ages: Array) -> None:
         """Adds the events of a group to popularities; ``ages`` are their times in half-lives."""
-        of_rows = self.heads["popularity"][group.numbers].tolist()
-        for slot, b in zip(group.slots, ages.tolist(), strict=True):
-            # log2(2 ** a + 2 ** b) without overflow
-            a = of_rows[slot]
-            of_rows[slot] = a + log2(1.0 + 2.0 ** (b - a)) if a > b else b + log2(1.0 + 2.0 ** (a - b))
+        from udfs import kernels  # here, as numba takes half a second to import
+
+        of_rows = self.heads["popularity"][group.numbers]
+        kernels.favour(np.array(group.slots, dtype=np.intp), ages, of_rows)
         self.heads["popularity"][group.numbers] = of_rows
 
     def encode(self, rows: Mapping[str, int], weights: Array) -> EncodedRows:

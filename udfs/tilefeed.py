@@ -16,6 +16,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import orjson
 
+from udfs.models import Array
+
 DAY: Final = 86_400_000
 
 # Events go to SQL, and results come back, as strings: records and their fields are joined by control characters.
@@ -27,9 +29,6 @@ _ESCAPES: Final = {ESCAPE: ESCAPE + "e", RECORD: ESCAPE + "r", UNIT: ESCAPE + "u
 # order. Exact for up to 2**31 events a window, and for 79 million of the largest value there may be.
 _MILLION: Final = 1_000_000
 _LIMB: Final = 2**32
-
-# Events after which the watermark moves on within a chunk: windows close early, so fewer are open at once.
-PIECE: Final = 20_000
 
 _SLACK: Final = 100_000  # stored events beyond which it is worth to look for closed sessions
 _ITEMS: Final = 100_000  # in a stored blob of whole sessions
@@ -70,16 +69,6 @@ def total(high: int, low: int) -> float:
     (2.5, -0.5)
     """
     return (high * _LIMB + low) / _MILLION
-
-
-class Fed(NamedTuple):
-    """An accepted event, as far as windows look at it; ``time`` in milliseconds."""
-
-    user_id: str
-    item_id: str
-    event_type: str
-    value: float
-    time: int
 
 
 class TileFeed(NamedTuple):
@@ -227,17 +216,20 @@ class TileFeeder:
         return len(self._pair_blobs) + len(self._session_blobs)
 
     def feed(
-        self, events: Sequence[Fed], cuts: Sequence[tuple[int, int]], number: int, puts: dict[str, bytes]
+        self,
+        user_ids: Sequence[str],
+        item_ids: Sequence[str],
+        event_types: Sequence[str],
+        values: Array,
+        moments: Array,
+        watermark: int,
+        *,
+        number: int,
+        puts: dict[str, bytes],
     ) -> list[TileFeed]:
-        """A chunk's events for SQL; what is to be stored of them goes to ``puts`` under ``number``.
-
-        Parameters
-        ----------
-        cuts
-            Where the events are cut into pieces, and the intake's watermark there.
-        """
-        user_ids, item_ids, kinds, values, times = zip(*events, strict=True)
-        millionths = np.rint(np.array(values) * _MILLION)
+        """A chunk's events for SQL; what is to be stored of them goes to ``puts`` under ``number``."""
+        kinds, times = event_types, moments.tolist()
+        millionths = np.rint(values * _MILLION)
         high = np.floor(millionths / _LIMB)
         low = millionths - high * _LIMB
         new_pairs: dict[int, list[str]] = {}
@@ -252,17 +244,12 @@ class TileFeeder:
         types = [self._types.get(kind, -1) for kind in kinds]
         limbs = (high.astype(np.int64).tolist(), low.astype(np.int64).tolist())
         numbers = list(zip(types, times, *limbs, new_in_day, new_in_session, strict=True))
-        puts[name := f"s:{number}"] = orjson.dumps((user_ids, item_ids, times))
+        puts[name := f"s:{number}"] = orjson.dumps((list(user_ids), list(item_ids), times))
         self._session_blobs.append(name)
-        self._stored += len(events)
-        feeds, start = [], 0
-        for end, watermark in cuts:
-            records = _records(user_ids[start:end], item_ids[start:end], numbers[start:end])
-            # To Flink, a watermark of t says that t itself is past as well, and a session is over when its gap is, but
-            # an event that comes just then still joins it.
-            feeds.append(TileFeed(records, watermark - 2))
-            start = end
-        return feeds
+        self._stored += len(times)
+        # To Flink, a watermark of t says that t itself is past as well, and a session is over when its gap is, but
+        # an event that comes just then still joins it.
+        return [TileFeed(_records(user_ids, item_ids, numbers), watermark - 2)]
 
     def _new_in_day(self, user_id: str, item_id: str, time: int, new_pairs: dict[int, list[str]]) -> int:
         day = time - time % DAY

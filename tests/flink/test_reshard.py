@@ -25,6 +25,7 @@ from tests.flink.harness import balanced, resolved, run_job, write_lines
 from tests.flink.test_runs import MODEL, all_fields, rated_events, stop_when
 from udfs.building import build
 from udfs.intake import shard_of
+from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig
 from udfs.models import ITEM, USER
 from udfs.resharding import Exchange, ShardState
@@ -139,7 +140,7 @@ def test_half_way_to_other_shards_and_on(
         }
 
 
-def learner_waiting(state: ShardState) -> list[Any]:
+def learner_waiting(state: ShardState) -> Interactions:
     learner = Learner(LearnerConfig(), build("biased_mf", {"n_factors": 4, "seed": 3}))
     assert state.header is not None
     rows = [(*name.split(":", 1), blob) for name, blob in state.rows.items()]

@@ -16,8 +16,7 @@ from flink_jobs.cli import cli
 from flink_jobs.embedded import embedded_redis
 from flink_jobs.state import Manifest, StateFolder
 from serving.connection import without_password
-from tests.shells import publish
-from udfs.batch import Batch
+from tests.shells import batch_of, publish
 from udfs.entities import tile_entities
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Publisher
@@ -48,7 +47,7 @@ def fill(url: str, prefix: str = "freshet") -> None:
     learner = Learner(LearnerConfig(run_id="r"), build("biased_mf", {"n_factors": 2}))
     log = [("ann", "tea", 5.0), ("ann", "rum", 1.0), ("bob", "gin", 4.0), ("bob", "tea", 4.0)]
     events = [[T0 + n, "", user, item, "rating", y, 0, n] for n, (user, item, y) in enumerate(log)]
-    list(learner.process(Batch(None, False, ["log"], events, b"{}\n{}\n{}\n{}")))
+    list(learner.process(batch_of(events)))
     publish(publisher, learner)
     tile = ["user", "5m", "ann", "1704067200000", "1704067500000", "2", "0", "6000000", "2", "2"]
     session = ["user", "session", "ann", "1704067201000", "1704067209000", "2", "0", "6000000", "2"]
@@ -131,7 +130,7 @@ def test_an_item_of_several_shards_is_shown_with_plain_lists(
     publisher = Publisher(redis_url, "freshet")
     for shard in range(2):
         learner = Learner(LearnerConfig(run_id="r"), build("biased_mf", {"n_factors": 2}))
-        list(learner.process(Batch(None, False, ["log"], [[T0, "", f"u{shard}", "tea", "rating", 4.0, 0, 0]], b"{}")))
+        list(learner.process(batch_of([[T0, "", f"u{shard}", "tea", "rating", 4.0, 0, 0]])))
         publish(publisher, learner, shard=shard, shards=2)
     shown = invoke("item", "tea", "--redis", redis_url).stdout
     assert "shard 0      {'vector': [" in shown and "shard 1      {'vector': [" in shown

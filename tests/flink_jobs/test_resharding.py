@@ -16,8 +16,7 @@ from flink_jobs.state import Manifest, StateError, StateFolder
 from serving import Client
 from serving.schema import Keys
 from tests.flink.harness import resolved
-from tests.shells import publish
-from udfs.batch import Batch
+from tests.shells import batch_of, publish
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Publisher
 
@@ -30,7 +29,7 @@ def fill(url: str, shards: int, epoch: int) -> None:
     for shard in range(shards):
         learner = Learner(LearnerConfig(), build("biased_mf", {"n_factors": 2}))
         events = [[n, "", f"u{shard}", f"i{n}", "rating", 4.0, 0, n] for n in range(3)]
-        list(learner.process(Batch(None, False, ["log"], events, b"{}\n{}\n{}")))
+        list(learner.process(batch_of(events)))
         publish(publisher, learner, shard=shard, shards=shards, epoch=epoch)
         publisher.alive(shard)
 

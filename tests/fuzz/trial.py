@@ -19,6 +19,7 @@ from udfs.events import REASONS, EventFormat, EventParser
 from udfs.intake import Intake, IntakeConfig
 from udfs.learner import Learner, LearnerConfig
 from udfs.models import RowModel
+from udfs.packing import unpack_lines
 from udfs.tilefeed import RECORD, UNIT, TileConfig, unescape
 
 FORMAT: Final = EventFormat(future_bound=FUTURE)
@@ -137,9 +138,9 @@ class Trial:
             self.fed += 1
 
     def _learn(self, batch: Batch, lines: dict[int, bytes]) -> None:
-        for event, raw in zip(batch.events, batch.lines.split(b"\n") if batch.events else (), strict=True):
-            check(lines.get(event[7]) == raw, f"line {event[7]} is not what goes on with its event: {raw[:300]!r}")
-            self._lines[event[7]] = raw
+        for position, raw in zip(batch.events.positions.tolist(), unpack_lines(batch.lines), strict=True):
+            check(lines.get(position) == raw, f"line {position} is not what goes on with its event: {raw[:300]!r}")
+            self._lines[position] = raw
         number = self.learner.batch_number
         for learned in self.learner.process(batch):
             self._check_letters(learned.dead_letters, self._lines)
@@ -153,7 +154,7 @@ class Trial:
         if waiting is not None:
             self._waiting[number] = waiting
         self._learner_header = self.learner.header()
-        still = {event[7] for event in self.learner.waiting}
+        still = set(self.learner.waiting.positions.tolist())
         self._lines = {position: raw for position, raw in self._lines.items() if position in still}
 
     def _check_weights(self, family: str, weights: Any, heads: Any) -> None:
@@ -177,7 +178,7 @@ class Trial:
     def finish(self) -> None:
         """The input ends, and all that is kept is looked at once more."""
         self.put([], ended=True)
-        check(not self.learner.waiting and not self._waiting, "events still wait after the end")
+        check(not len(self.learner.waiting) and not self._waiting, "events still wait after the end")
         self.crash()
         for family, rows in self.learner.encode(self.learner.everything()).items():
             self._check_weights(family, rows.weights, rows.heads)

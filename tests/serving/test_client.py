@@ -11,9 +11,8 @@ import pytest
 
 from serving import Client, Session, Unreachable
 from serving.schema import Field, Keys, shard_of, tail_of
-from tests.shells import publish
+from tests.shells import batch_of, publish
 from tests.udfs.cases import rows_of
-from udfs.batch import Batch
 from udfs.entities import header_entity, learned_entities, tile_entities
 from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig, build
@@ -49,8 +48,7 @@ class World:
                 if shard_of(user, self.shards) == shard:
                     events.append([self.time, "", user, item, "rating", y, 0, 1])
                     self.time += 1_000
-            lines = b"\n".join(b"{}" for _ in events)
-            for learned in learner.process(Batch(None, False, ["log"], events, lines)):
+            for learned in learner.process(batch_of(events)):
                 publish(self.publisher, learner, learned, shard=shard, shards=self.shards, epoch=self.epoch)
 
     def predictions(self, user: str) -> dict[str, float]:
@@ -302,7 +300,7 @@ def test_a_client_that_came_before_the_header_finds_the_items_later(redis_url: s
     world = World(redis_url, shards=2)
     learner = world.learners[shard_of("ann", 2)]
     rows = [[T0, "", "ann", item, "rating", 3.0, 0, 1] for item in ("tea", "rum")]
-    list(learner.process(Batch(None, False, ["log"], rows, b"{}\n{}")))
+    list(learner.process(batch_of(rows)))
     author = Author(Keys("w"), shard_of("ann", 2), 2, EPOCH)
     world.publisher.take_over(author)
     entities, items = learned_entities(learner, learner.encode(learner.everything()), author)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fuzz.hostile import Hostile
 from udfs.events import REASONS, EventFormat, EventParser, Interaction, Rejected
 
 NOW = 1_700_000_000_000
@@ -293,3 +294,44 @@ def test_what_is_good_comes_out_as_it_went_in(user: str, item: int, millis: int,
     parser = EventParser(EventFormat(timestamp_unit="ms"))
     raw = orjson.dumps({"user_id": user, "item_id": item, "timestamp": millis, "event_value": value})
     assert parser.parse_json(raw) == (millis, "", user, str(item), "rating", value)
+
+
+def test_the_quick_reader_says_what_the_slow_one_says() -> None:
+    parser, hostile = EventParser(EventFormat()), Hostile(seed=5, poison=0.5)
+    usable = 0
+    for line in (hostile.json_line() for _ in range(5_000)):
+        if not line or line.isspace():
+            continue
+        quick, slow = parser.parse_json(line), parser._parse_json(line)
+        usable += not isinstance(quick, Rejected)
+        # The quick one looks at no field but ours.
+        assert quick == slow or (isinstance(slow, Rejected) and "infinity" in slow.message), line
+    assert 1_000 < usable < 4_900
+
+
+def test_lines_are_read_as_each_of_them_is() -> None:
+    lines = [
+        line(user_id="a"),
+        b"",
+        b" ",
+        b"{",
+        line(user_id="\u00e9"),
+        line(event_value=..., event_type="rating"),
+        line(),
+    ]
+    parser = EventParser(EventFormat())
+    for part in (lines, lines[:4]):  # with and without one that is no ASCII
+        events, odd = parser.parse_lines(part)
+        left = [at for at in range(len(part)) if at not in odd]
+        assert [(e.timestamp, e.event_id, e.user_id, e.item_id, e.event_type, e.event_value) for e in events] == [
+            parser.parse_json(part[at]) for at in left
+        ]
+        assert {at: verdict and verdict.reason for at, verdict in odd.items() if at < 4} == {
+            1: None, 2: None, 3: "not_json",
+        }  # fmt: skip
+    assert odd.keys() == {1, 2, 3}
+
+
+def test_two_fields_may_be_one_column() -> None:
+    parser = EventParser(EventFormat(columns={"item_id": "user_id"}))
+    assert parser.parse_json(line(user_id="a"))[2:4] == ("a", "a")

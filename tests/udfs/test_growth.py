@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.shells import batch_of
 from tests.udfs.cases import made, rows_of
 from tests.udfs.test_learner import T0, Event, Host, batch
-from udfs.batch import Batch
 from udfs.growth import GrowthConfig
 from udfs.learner import Learned, Learner, LearnerConfig
 from udfs.seal import unseal
@@ -261,7 +261,7 @@ def test_the_tail_is_what_it_says(drawn: list[tuple[int, int, int, float]], leas
             elif tail in ids:
                 told.learner.model.decode_row(family, row_id, rows_of(told.learner.model, family, tail).tobytes())
                 heirs.append((family, row_id))
-        [learned] = told.learner.process(Batch(None, False, ["log"], [routed], b"line"))
+        [learned] = told.learner.process(batch_of([routed], [b"line"]))
         if learned.dead_letters:
             for family, row_id in heirs:
                 told.learner.model.drop(family, [row_id])

@@ -18,9 +18,10 @@ from udfs.batch import Batch
 from udfs.chunk import Chunk, Run
 from udfs.events import EventFormat, EventParser
 from udfs.intake import Intake, IntakeConfig, IntakeResult
+from udfs.packing import unpack_lines
 from udfs.requests import Request
 from udfs.seal import seal, unseal
-from udfs.tilefeed import DAY, PIECE, RECORD, UNIT, TileConfig, unescape
+from udfs.tilefeed import DAY, RECORD, UNIT, TileConfig, unescape
 
 T0 = 1_700_000_000_000
 CONFIG = IntakeConfig(
@@ -72,8 +73,8 @@ class Host:
         self.header = self.intake.header
         for blob in result.batches.values():
             batch = Batch.decode(blob)
-            self.accepted += batch.events
-            self.lines += batch.lines.split(b"\n") if batch.events else []
+            self.accepted += batch.events.rows()
+            self.lines += unpack_lines(batch.lines)
         self.letters += [orjson.loads(letter) for letter in result.dead_letters]
         for feed in result.tile_feeds:
             self.feed += [record.split(UNIT) for record in feed.events.split(RECORD)]
@@ -195,7 +196,7 @@ def test_csv_rows_are_read_by_the_header_of_their_file() -> None:
     headers = {"a.csv": ["user_id", "item_id", "timestamp"]}
     runs = [Run("a.csv", 2, 1), Run("b.jsonl", 1, 1), Run("a.csv", 3, 1)]
     result = intake.process(Chunk(runs, [b"u,i,1700000000000", event(0), b"u,i"], headers), now=1)
-    assert Batch.decode(result.batches[0]).events == [
+    assert Batch.decode(result.batches[0]).events.rows() == [
         [T0, "", "u", "i", "view", 1.0, 0, 2],
         [T0, "", "u", "i", "view", 1.0, 1, 1],
     ]
@@ -211,7 +212,7 @@ def test_a_user_stays_in_a_shard(shards: int) -> None:
     found = 0
     for shard, blob in result.batches.items():
         batch = Batch.decode(blob)
-        for row, raw in zip(batch.events, batch.lines.split(b"\n"), strict=False):
+        for row, raw in zip(batch.events.rows(), unpack_lines(batch.lines), strict=True):
             assert shard_of(row[2], shards) == shard
             assert orjson.loads(raw)["item_id"] == row[3]
             found += 1
@@ -232,7 +233,7 @@ def test_what_no_event_can_meet_any_more_is_removed() -> None:
     host.put([event(25_000, event_id="y")])
     assert "d:0" in host.blobs
     host.put([event(25_001, event_id="z")])
-    assert "d:0" not in host.blobs and len(host.intake.seen) == 2
+    assert "d:0" not in host.blobs and len(host.intake.event_ids.seen) == 2
     host.put([event(2 * DAY + 10_000)])
     assert sorted(host.intake.tiles.pairs) == [(T0 + 2 * DAY) // DAY * DAY]
     assert [name for name in host.blobs if name.startswith("d:")] == []
@@ -243,7 +244,7 @@ def test_state_is_bounded() -> None:
     sizes = []
     for n in range(300):
         host.put([event(1_000 * n + k, event_id=f"{n}-{k}") for k in range(10)])
-        sizes.append(len(host.intake.seen))
+        sizes.append(len(host.intake.event_ids.seen))
     assert max(sizes) <= 10 * 27
     assert len([name for name in host.blobs if name.startswith("d:")]) <= 27
 
@@ -292,12 +293,11 @@ def test_a_type_goes_by_its_place() -> None:
     assert [record[2] for record in host.feed] == ["1", "0", "-1"]
 
 
-def test_the_watermark_moves_on_within_a_chunk() -> None:
+def test_windows_get_the_watermark_after_a_chunk() -> None:
     host = Host()
-    host.put([event(at) for at in range(PIECE + 1)])
+    host.put([event(at) for at in range(9)])
     # Two below the intake's own, which an event may still have.
-    assert host.watermarks == [T0 + PIECE - 1 - 5_000 - 2, T0 + PIECE - 5_000 - 2]
-    assert len(host.feed) == PIECE + 1
+    assert host.watermarks == [T0 + 8 - 5_000 - 2]
 
 
 @given(
@@ -344,7 +344,7 @@ def test_a_deletion_goes_to_the_users_shard_and_changes_no_count() -> None:
     }  # fmt: skip
     [first, *_] = batches[0].deletions
     assert first == (1, "42", 2, T0 + 9_000)  # the windows of the input that ended may still be open
-    assert all(not batch.events and batch.watermark is None and not batch.ended for batch in batches.values())
+    assert all(not len(batch.events) and batch.watermark is None and not batch.ended for batch in batches.values())
     assert host.intake.ledger_fields() == before and host.intake.ended
 
 
@@ -372,7 +372,7 @@ def test_nothing_is_remembered_of_a_deleted_user() -> None:
         if crash:
             host.crash()
         intake = host.intake
-        assert set(intake.seen) == {"3:boby", "1:ax"}
+        assert set(intake.event_ids.seen) == {"3:boby", "1:ax"}
         assert intake.tiles is not None and set.union(*intake.tiles.pairs.values()) == {"3:bobtea", "1:anntea"}
     host.feed.clear()
     host.put([event(4, "ann", "tea", "x"), event(5, "bob", "tea", "y")])
@@ -403,7 +403,7 @@ def test_after_a_deletion_it_is_as_if_the_user_had_never_been(
     delete(other, "nobody")
     if crashes:
         host.crash()
-    assert host.intake.seen == other.intake.seen
+    assert host.intake.event_ids.seen == other.intake.event_ids.seen
     assert host.intake.tiles is not None and other.intake.tiles is not None
     pairs, expected = ({d: p for d, p in of.tiles.pairs.items() if p} for of in (host.intake, other.intake))
     assert pairs == expected

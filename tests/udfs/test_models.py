@@ -31,7 +31,7 @@ from tests.udfs.cases import (
 from udfs.building import build
 from udfs.compiled import CompiledRanker
 from udfs.ids import Group
-from udfs.models import Diverged, ModelError
+from udfs.models import Array, Diverged, ModelError
 from udfs.plain import PlainBiasedMF
 from udfs.rivermodels import KINDS, RiverRanker
 
@@ -71,13 +71,17 @@ def test_compiled_learning_is_rivers(kind: str, optimizer: str) -> None:
         expected.append(plain.predict_one(user, item))
         plain.learn_one(user, item, y)
     for group in (log[:1], log[1:1_000], log[1_000:2_990], log[2_990:]):
-        predictions += model.learn(*groups(model, group), [y for _, _, y in group])[0]
+        predictions += model.learn(*groups(model, group), ys(group))[0].tolist()
     np.testing.assert_allclose(predictions, expected, rtol=1e-12, atol=1e-12)
     assert close(kind, model.river(), plain)
     if optimizer in ("SGD", "Momentum"):
         assert weights(kind, model.river()) == weights(kind, plain)
     if kind != "funk_mf":
         assert model.global_mean() == plain.global_mean.get()
+
+
+def ys(log: list[tuple[str, str, float]]) -> Array:
+    return np.array([y for _, _, y in log])
 
 
 def groups(model: RiverRanker, log: list[tuple[str, str, float]]) -> tuple[Group, Group]:
@@ -104,7 +108,7 @@ def test_compiled_sgd_of_few_factors_is_rivers_bit_for_bit(n_factors: int, param
     model = build("biased_mf", {"n_factors": n_factors, **params})
     plain = build("biased_mf", {"n_factors": n_factors, **params}).river()
     log = ratings(2_000, users=150, items=70)
-    predictions, _ = model.learn(*groups(model, log), [y for _, _, y in log])
+    predictions, _ = model.learn(*groups(model, log), ys(log))
     for (user, item, y), prediction in zip(log, predictions, strict=True):
         assert prediction == plain.predict_one(user, item)
         plain.learn_one(user, item, y)
@@ -120,7 +124,7 @@ def test_compiled_products_of_many_factors_are_rivers_but_for_the_order_of_sums(
     for user, item, y in log:
         expected.append(plain.predict_one(user, item))
         plain.learn_one(user, item, y)
-    predictions, _ = model.learn(*groups(model, log), [y for _, _, y in log])
+    predictions, _ = model.learn(*groups(model, log), ys(log))
     np.testing.assert_allclose(predictions, expected, rtol=1e-12)
     assert close("biased_mf", model.river(), plain)
 
@@ -135,7 +139,7 @@ def test_compiled_learning_follows_the_schedule_of_the_rate(schedule: Any) -> No
     for user, item, y in log:
         plain.learn_one(user, item, y)
     for group in (log[:300], log[300:]):
-        model.learn(*groups(model, group), [y for _, _, y in group])
+        model.learn(*groups(model, group), ys(group))
     assert close("biased_mf", model.river(), plain)
 
 
@@ -176,7 +180,7 @@ def test_groups_of_vectors_of_any_length_are_learned_as_river_does(n_factors: in
     for size in (1, 999, 300, 700):
         group = log[start : start + size]
         start += size
-        predictions, diverged = model.learn(*groups(model, group), [y for _, _, y in group])
+        predictions, diverged = model.learn(*groups(model, group), ys(group))
         assert not diverged
         for (user, item, y), prediction in zip(group, predictions, strict=True):
             assert prediction == plain.predict_one(user, item)
@@ -216,10 +220,10 @@ def test_a_group_learns_what_does_not_diverge(kind: str) -> None:
         predictions, diverged = model.learn(
             Group(model.ids["user"], [user for user, _, _ in mixed]),
             Group(model.ids["item"], [item for _, item, _ in mixed]),
-            [y for _, _, y in mixed],
+            ys(mixed),
         )
     assert sorted(diverged) == [20, 41, 42]
-    assert predictions == [never.step(*rating) for rating in log]
+    assert predictions.tolist() == [never.step(*rating) for rating in log]
     assert stored(model) == stored(never)
     assert "fresh" not in {*model.ids["user"], *model.ids["item"]}
 
@@ -405,21 +409,21 @@ class TestContract:
         log = [("ann", "i1", 3.0), ("u1", "tea", 2.0), ("ann", "tea", 4.0)]
         users = Group(model.ids["user"], [user for user, _, _ in log], {"ann": "u0"})
         items = Group(model.ids["item"], [item for _, item, _ in log], {"tea": "i0"})
-        predictions, _ = model.learn(users, items, [y for _, _, y in log])
-        assert predictions == [copied.step(*rating) for rating in log]
+        predictions, _ = model.learn(users, items, ys(log))
+        assert predictions.tolist() == [copied.step(*rating) for rating in log]
         assert stored(model) == stored(copied)
 
     def test_an_heir_of_nothing_is_drawn_and_one_that_diverges_leaves_no_trace(self, kind: str, optimizer: str) -> None:
         model, plain = made(kind, optimizer), made(kind, optimizer)
         users, items = Group(model.ids["user"], ["ann"], {"ann": "never"}), Group(model.ids["item"], ["tea"])
-        assert model.learn(users, items, [3.0])[0] == [plain.step("ann", "tea", 3.0)]
+        assert model.learn(users, items, np.array([3.0]))[0] == [plain.step("ann", "tea", 3.0)]
         assert stored(model) == stored(plain)
         strict = rebuilt(kind, optimizer, *stored(model), max_weight=1e-9)
         users, items = (
             Group(strict.ids["user"], ["bob"], {"bob": "ann"}),
             Group(strict.ids["item"], ["rum"], {"rum": "tea"}),
         )
-        assert list(strict.learn(users, items, [3.0])[1]) == [0]
+        assert list(strict.learn(users, items, np.array([3.0]))[1]) == [0]
         assert stored(strict) == stored(model)
 
     def test_any_text_is_an_id(self, kind: str, optimizer: str) -> None:

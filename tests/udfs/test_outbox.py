@@ -15,10 +15,10 @@ import redis
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.shells import batch_of
 from tests.udfs.cases import made
 from tests.udfs.test_growth import log_of, logs
 from tests.udfs.test_learner import T0, Event
-from udfs.batch import Batch
 from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig
 from udfs.outbox import Outbox
@@ -57,8 +57,7 @@ class Shard:
         self._open()
 
     def put(self, log: list[Event], *, ended: bool = False) -> None:
-        lines = b"\n".join(b"{}" for _ in log)
-        for learned in self.learner.process(Batch(None, ended, ["a", "b"], [[*event] for event in log], lines)):
+        for learned in self.learner.process(batch_of(log, ended=ended, sources=("a", "b"))):
             encoded = self.learner.encode(learned)
             for family, of in encoded.items():
                 self.rows |= {(family, row_id): blob for row_id, blob in zip(of.row_ids, of.blobs, strict=True)}

@@ -30,9 +30,8 @@ from hypothesis.stateful import (
 from flink_jobs.preparing import purge
 from serving.connection import connect
 from serving.schema import Field, Keys
-from tests.shells import entity_fields
+from tests.shells import batch_of, entity_fields
 from udfs import publisher as publishing
-from udfs.batch import Batch
 from udfs.entities import header_entity, learned_entities
 from udfs.functions import LearnFunction
 from udfs.learner import Learner, LearnerConfig, build
@@ -55,7 +54,7 @@ def by_the_book() -> dict[tuple[str, int], dict[bytes, bytes]]:
     """What an entity's learned fields are at the number of a version: one event after the other."""
     learner, found = Learner(CONFIG, make_model()), {}
     for event in LOG:
-        [learned] = learner.process(Batch(None, False, ["log"], [[*event]], b"{}"))
+        [learned] = learner.process(batch_of([event]))
         entities, _ = learned_entities(learner, learner.encode(learned), Author(KEYS, 0, 1, 0))
         for key, fields in entity_fields(entities).items():
             found[key, learner.seq] = fields
@@ -124,10 +123,9 @@ class Attempt:
         self.function.open(self.states)  # type: ignore[arg-type]
 
     def step(self, count: int) -> None:
-        events = [[*event] for event in LOG[self.at : self.at + count]]
+        events = LOG[self.at : self.at + count]
         ended = self.at + count >= len(LOG)
-        batch = Batch(None, ended, ["log"], events, b"\n".join(b"{}" for _ in events))
-        list(self.function.process_element(batch.encode(), self.states))  # type: ignore[arg-type]
+        list(self.function.process_element(batch_of(events, ended=ended).encode(), self.states))  # type: ignore[arg-type]
         self.at += len(events)
 
 

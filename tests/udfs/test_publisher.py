@@ -11,9 +11,8 @@ import orjson
 import pytest
 
 from serving.schema import Field, Keys, decode_tiles, decode_vector, version
-from tests.shells import publish
+from tests.shells import batch_of, publish
 from tests.udfs.cases import rows_of
-from udfs.batch import Batch
 from udfs.entities import tile_entities
 from udfs.learner import Learned, Learner, LearnerConfig, build
 from udfs.publisher import Author, Entity, Fenced, Lost, Publisher, PublishError, draw_submission
@@ -45,7 +44,7 @@ def write(
 def learner_of(events: list[tuple[str, str, float]], kind: str = "biased_mf") -> Learner:
     learner = Learner(LearnerConfig(run_id="r"), build(kind, {"n_factors": 3} if kind != "baseline" else {}))
     rows = [[T0 + n, "", user, item, "rating", y, 0, n] for n, (user, item, y) in enumerate(events)]
-    list(learner.process(Batch(None, False, ["log"], rows, b"\n".join(b"{}" for _ in rows))))
+    list(learner.process(batch_of(rows)))
     return learner
 
 

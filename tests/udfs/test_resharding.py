@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.shells import batch_of
 from tests.udfs.cases import CASES, COMPILED, made, ratings
-from udfs.batch import Batch
 from udfs.building import build
 from udfs.intake import shard_of
 from udfs.learner import Learner, LearnerConfig
 from udfs.metrics import pooled
 from udfs.models import ITEM, USER, ModelError, RowModel
+from udfs.packing import unpack_lines
 from udfs.resharding import Exchange, ShardState, check, move, parts, rotation
 
 CONFIG = LearnerConfig(run_id="1")
@@ -36,8 +37,8 @@ def learned(shards: int, model: Any = MODEL, events: Sequence[list[Any]] = EVENT
     for shard, learner in enumerate(learners):
         for start in range(0, len(events), 500):
             mine = [list(e) for e in events[start : start + 500] if shard_of(e[2], shards) == shard]
-            lines = b"\n".join(orjson.dumps(event) for event in mine)
-            for _ in learner.process(Batch(watermark, False, ["a.jsonl"], mine, lines)):
+            lines = [orjson.dumps(event) for event in mine]
+            for _ in learner.process(batch_of(mine, lines, watermark=watermark, sources=("a.jsonl",))):
                 learner.finished_batches()
     return learners
 
@@ -123,17 +124,18 @@ def test_sums_over_shards_stay(before: int, after: int) -> None:
     assert [now[name][1] for name in was] == pytest.approx([popularity for _, popularity in was.values()])
 
     # What waits goes with its user, once, with its own line.
-    waiting = sorted(event[:8] for n in new for event in n.waiting)
+    waiting = sorted(event for n in new for event in n.waiting.rows())
     assert waiting == EVENTS[1_500:] and [n.carried for n in new] == [len(n.waiting) for n in new]
     for shard, n in enumerate(new):
-        assert all(shard_of(event[2], after) == shard for event in n.waiting)
-        for event in n.waiting:
-            assert orjson.loads(n.batches[event[8]][2].split(b"\n")[event[9]]) == event[:8]
+        assert all(shard_of(user_id, after) == shard for user_id in n.waiting.user_ids)
+        where = zip(n.waiting.batches.tolist(), n.waiting.lines.tolist(), strict=True)
+        for event, (number, at) in zip(n.waiting.rows(), where, strict=True):
+            assert orjson.loads(unpack_lines(n.batches[number][2])[at]) == event
         # What comes next is later than all that was stored.
         assert n.batch_number > max(n.batches) and all(
             r.seq <= n.seq for rows in n.rows.values() for r in rows.values()
         )
-        assert {event[0] for event in n.waiting} and n.released == 1_500_000
+        assert set(n.waiting.times) and n.released == 1_500_000
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (2, 4)])
@@ -144,7 +146,7 @@ def test_after_a_split_each_shard_goes_on_as_the_old_one_would(before: int, afte
     more = [list(event) for event in EVENTS[1_000:] if event[2] == user]
     assert len(more) > 10
     for learner in (olds[shard_of(user, before)], new[shard_of(user, after)]):
-        list(learner.process(Batch(None, False, ["b"], [list(event) for event in more], b"")))
+        list(learner.process(batch_of(more, sources=("b",))))
     for family in (USER, ITEM):
         old, now = (learner.model for learner in (olds[shard_of(user, before)], new[shard_of(user, after)]))
         met = [user] if family == USER else list({event[3] for event in more})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from udfs import tilefeed
-from udfs.tilefeed import RECORD, UNIT, Fed, OpenSessions, TileConfig, TileFeeder, escape, total, unescape
+from udfs.tilefeed import RECORD, UNIT, OpenSessions, TileConfig, TileFeed, TileFeeder, escape, total, unescape
 
 GAP = 10
 CONFIG = TileConfig(("view",), GAP)
@@ -22,9 +23,17 @@ def test_escaping_is_undone(text: str) -> None:
     assert unescape(escaped) == text
 
 
+def feed_of(
+    feeder: TileFeeder, log: list[tuple[str, str, float, int]], watermark: int, number: int, puts: dict[str, bytes]
+) -> list[TileFeed]:
+    user_ids, item_ids, values, times = zip(*log, strict=True)
+    columns = (user_ids, item_ids, ["view"] * len(log), np.array(values), np.array(times))
+    return feeder.feed(*columns, watermark, number=number, puts=puts)
+
+
 @given(st.lists(st.integers(-(10**15), 10**15).map(float) | st.floats(-1e6, 1e6), min_size=1, max_size=20))
 def test_values_are_summed_as_whole_millionths(values: list[float]) -> None:
-    feeds = TileFeeder(CONFIG).feed([Fed("u", "i", "view", value, 1) for value in values], [(len(values), 1)], 0, {})
+    feeds = feed_of(TileFeeder(CONFIG), [("u", "i", value, 1) for value in values], 1, 0, {})
     records = [record.split(UNIT) for record in feeds[0].events.split(RECORD)]
     limbs = [(int(record[4]), int(record[5])) for record in records]
     assert all(0 <= low < 2**32 and abs(high) < 2**38 for high, low in limbs)
@@ -82,8 +91,8 @@ class Host:
         removes: list[str] = []
         added: list[int] = []
         if log:
-            fed = [Fed(user, item, "view", 1.0, time) for user, item, time in log]
-            [feed] = self.feeder.feed(fed, [(len(fed), watermark)], self.number, puts)
+            fed = [(user, item, 1.0, time) for user, item, time in log]
+            [feed] = feed_of(self.feeder, fed, watermark, self.number, puts)
             added = [int(record.split(UNIT)[7]) for record in feed.events.split(RECORD)]
         self.feeder.forget(watermark, ended=ended, number=self.number, puts=puts, removes=removes)
         self.number += 1
