@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
@@ -167,13 +167,19 @@ class Rows(Mapping[str, Row]):
         ``items`` has of each event where its item is in ``names``.
         """
         slots = np.array(users.slots, dtype=np.intp)
-        # What a user met lies together, in its order: one user after the other needs one dictionary at a time.
+        # What a user met lies together, in its order: one user after the other needs one set at a time.
         by_user = np.array(items, dtype=np.intp)[np.argsort(slots, kind="stable")].tolist()
-        met = [names[slot] for slot in by_user]
+        met = list(map(names.__getitem__, by_user))
         seen, start = self.seen, 0
         for number, end in zip(users.numbers, np.cumsum(np.bincount(slots)).tolist(), strict=True):
-            latest = dict.fromkeys(chain(reversed(met[start:end]), reversed(seen[number])))
-            seen[number] = tuple(latest)[size - 1 :: -1]
+            fresh, before = met[start:end], seen[number]
+            again = set(fresh)
+            if len(again) < len(fresh):
+                fresh = [*dict.fromkeys(reversed(fresh))][::-1]
+            if again.isdisjoint(before):
+                seen[number] = (*before, *fresh)[-size:]
+            else:
+                seen[number] = (*[name for name in before if name not in again], *fresh)[-size:]
             start = end
 
     def favour(self, group: Group, ages: Array) -> None:
