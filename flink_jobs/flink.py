@@ -106,8 +106,8 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         "taskmanager.memory.managed.size": "64m",
         "taskmanager.memory.network.min": "64m",
         "taskmanager.memory.network.max": "64m",
-        # A batch is one record of some megabytes. Where it fits into the buffers on its way, its sender goes on with the
-        # next one while its receiver still learns the last.
+        # A batch is one record of some megabytes. Where it fits into the buffers on its way, its sender goes on with
+        # the next one while its receiver still learns the last.
         "taskmanager.network.memory.floating-buffers-per-gate": "256",
         "rest.port": "0",
         "rest.bind-port": "0",

@@ -8,7 +8,7 @@ same to readers in other languages.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -129,7 +129,13 @@ def version(epoch: int, attempt: int, seq: int) -> bytes:
     >>> version(1700000000000, 3, 42)
     b'1700000000000.00000003.0000000000000042'
     """
-    return b"%013d.%08d.%016d" % (epoch, attempt, seq)
+    return versions(epoch, attempt, [seq])[0]
+
+
+def versions(epoch: int, attempt: int, seqs: Iterable[int]) -> list[bytes]:
+    """The :func:`version` of each ``seq``."""
+    of = b"%013d.%08d." % (epoch, attempt)
+    return [b"%b%016d" % (of, seq) for seq in seqs]
 
 
 def encode_vector(vector: np.ndarray[Any, Any]) -> bytes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 
 import orjson
 
-from serving.schema import Field, Keys, encode_tile, encode_vector, sharded, tile_field
+from serving.schema import Field, Keys, encode_tile, encode_vector, sharded, tile_field, versions
 from udfs.learner import Learner
-from udfs.models import ITEM, USER
+from udfs.models import ITEM, USER, Array
 from udfs.publisher import Author, Call, Entity, parts
 from udfs.rows import EncodedRows
 from udfs.tail import tail_number
@@ -31,36 +32,44 @@ def learned_entities(
     """
     keys, shard, shards = author.keys, author.shard, author.shards
     entities: list[Entity] = []
-    model, width = learner.model, 4 * learner.model.n_factors
     items: dict[str, int] = {}
     for family, key_of, of_shard in ((USER, keys.user, 1), (ITEM, keys.item, shards)):
-        rows = encoded[family]
-        version_name, count_name, updated_name, bias_name, vector_name, popularity_name = (
-            sharded(name, shard, of_shard)
-            for name in (
-                Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR, Field.POPULARITY
-            )
-        )  # fmt: skip
-        vectors = encode_vector(model.vectors(family, rows.weights))
-        pairs = 5 + bool(width) if family == USER else 4 + bool(width)
-        biases = model.biases(family, rows.weights).tolist()
-        for at, (row_id, head, bias) in enumerate(zip(rows.row_ids, rows.heads.tolist(), biases, strict=True)):
-            _, _, count, updated_at, seq, popularity = head
-            entity: list[bytes | str | int] = [
-                version_name, author.version(seq), pairs,
-                count_name, count, updated_name, updated_at, bias_name, repr(bias),
-            ]  # fmt: skip
-            if width:
-                entity += (vector_name, vectors[at * width : at * width + width])
-            if family == USER:
-                entity += (Field.SHARD, shard, Field.SEEN, rows.seen[at])
-            else:
-                entity += (popularity_name, repr(popularity))
-            shared = tail_number(row_id)
-            entities.append((key_of(row_id) if shared is None else keys.tail(shard, family, shared), entity))
-            if family == ITEM and shared is None:
-                items[row_id] = seq
+        rows, heads = encoded[family], encoded[family].heads
+        values: dict[str, Iterable[bytes | int]] = {
+            Field.COUNT: _texts(heads["count"]),
+            Field.UPDATED_AT: _texts(heads["updated_at"]),
+            Field.BIAS: _texts(learner.model.biases(family, rows.weights)),
+        }
+        if width := 4 * learner.model.n_factors:
+            vectors = encode_vector(learner.model.vectors(family, rows.weights))
+            values[Field.VECTOR] = [vectors[at : at + width] for at in range(0, len(vectors), width)]
+        if family == USER:
+            values |= {Field.SHARD: repeat(shard), Field.SEEN: rows.seen}
+        else:
+            values[Field.POPULARITY] = _texts(heads["popularity"])
+        row_keys = [key_of(row_id) for row_id in rows.row_ids]
+        row_items = dict(zip(rows.row_ids, heads["seq"].tolist(), strict=True)) if family == ITEM else {}
+        if learner.config.growth.has_tail:
+            for at, row_id in enumerate(rows.row_ids):
+                if (shared := tail_number(row_id)) is not None:
+                    row_keys[at] = keys.tail(shard, family, shared)
+                    row_items.pop(row_id, None)
+        # Column by column: many entities are written at once, and a call for each number takes longer than all else.
+        columns: list[Iterable[bytes | str | int]] = [
+            repeat(sharded(Field.VERSION, shard, of_shard)),
+            versions(author.epoch, author.attempt, heads["seq"].tolist()),
+            repeat(len(values)),
+        ]
+        for name, column in values.items():
+            columns += (repeat(sharded(name, shard, of_shard)), column)
+        entities += zip(row_keys, zip(*columns, strict=False), strict=False)
+        items |= row_items
     return entities, items
+
+
+def _texts(numbers: Array) -> list[bytes]:
+    """Finite numbers as JSON writes them, which is as short as it can be without loss."""
+    return orjson.dumps(numbers.tolist())[1:-1].split(b",") if len(numbers) else []
 
 
 def dropped_calls(learner: Learner, dropped: Mapping[str, Iterable[str]], author: Author) -> list[Call]:

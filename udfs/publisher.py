@@ -46,7 +46,7 @@ _TRANSIENT: Final = (
 _NOT_NOW: Final = re.compile(r"(?:^|\W)(?:OOM|READONLY|LOADING|MASTERDOWN|BUSY|NOREPLICAS|MISCONF|TRYAGAIN)(?:\W|$)")
 
 Result = TypeVar("Result")
-Entity = tuple[str, list[bytes | str | int]]  # a key, and its part of a script's ARGV
+Entity = tuple[str, Sequence[bytes | str | int]]  # a key, and its part of a script's ARGV
 # A script, and its KEYS and ARGV but for fence, tombstones and submission.
 Call = tuple[str, Sequence[str], Sequence[Any]]
 
