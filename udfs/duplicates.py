@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Set
 from typing import Final
 
@@ -64,29 +63,21 @@ class EventIds:
             return {}
         keys = [f"{len(user_ids[at])}:{user_ids[at]}{event_ids[at]}" for at in named]
         times = events.times[named].tolist()
+        # Most come once, and are remembered by the way: what was there before is not the same object as what is put.
+        found = list(map(self.seen.setdefault, keys, times))
+        again = [place for place, (first, time) in enumerate(zip(found, times, strict=True)) if first is not time]
         duplicates: dict[int, str] = {}
-        distinct = set(keys)
-        # Most come once. The others are looked at one after the other: what becomes of one depends on those before.
-        again = {key for key in distinct if key in self.seen}
-        if len(distinct) < len(keys):
-            again.update(key for key, count in Counter(keys).items() if count > 1)
         if again:
             oldest = remembered_from()
-            kept = []
-            for place, (at, key, time) in enumerate(zip(named, keys, times, strict=True)):
-                if key in again:
-                    first = self.seen.get(key)
-                    if first is not None and abs(time - first) <= self._horizon and first >= oldest[at]:
-                        message = f"event_id {event_ids[at]!r} of user_id {user_ids[at]!r} came before, at {first}"
-                        duplicates[at] = message
-                        continue
-                    self.seen[key] = time if first is None or first < time else first
-                kept.append(place)
-            fresh = [place for place in kept if keys[place] not in again]
-            self.seen.update((keys[place], times[place]) for place in fresh)
+            for place in again:
+                at, key, time = named[place], keys[place], times[place]
+                first = self.seen[key]
+                if abs(time - first) <= self._horizon and first >= oldest[at]:
+                    duplicates[at] = f"event_id {event_ids[at]!r} of user_id {user_ids[at]!r} came before, at {first}"
+                else:
+                    self.seen[key] = max(first, time)
+            kept = [place for place, at in enumerate(named) if at not in duplicates]
             keys, times = [keys[place] for place in kept], [times[place] for place in kept]
-        else:
-            self.seen.update(zip(keys, times, strict=True))
         if keys:
             puts[name := f"{KIND}:{number}"] = orjson.dumps([times, keys])
             self._blobs[name] = (max(times), keys)
