@@ -102,7 +102,8 @@ class Batch:
         columns, n, at = unpack(blob[start:end]), about["events"], 0
         numbers = []
         for kind in (*_NUMBERS.values(), "<u4"):
-            numbers.append(np.frombuffer(columns, kind, count=n, offset=at))
+            # A copy: kernels would be compiled once more for arrays that can't be written.
+            numbers.append(np.frombuffer(columns, kind, count=n, offset=at).copy())
             at += n * numbers[-1].itemsize
         times, values, positions, sources, types = numbers
         event_types = list(map(about["types"].__getitem__, types.tolist()))

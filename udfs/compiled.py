@@ -69,8 +69,8 @@ class CompiledRanker(TableRanker):
         means = np.array([] if mean is None else [mean.n, mean._mean], dtype="<f8")
         predictions, learned = np.empty(n), np.empty(n, dtype=np.bool_)
         begun = kernels.learn(
-            np.array(users.slots, dtype=np.intp),
-            np.array(items.slots, dtype=np.intp),
+            users.slots,
+            items.slots,
             ys,
             rows[USER],
             rows[ITEM],

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
 
+import numpy as np
+
 
 class Ids(Mapping[str, int]):
     """The ids of a family and their numbers, from 0 in the order they came; a number that is free is given again.
@@ -86,7 +88,7 @@ class Group:
     distinct
         Each id once, in the order they come.
     slots
-        Of each event, where its id is in ``distinct``.
+        Of each event, where its id is in ``distinct``: dtype intp.
     numbers
         Of each id in ``distinct``, its number; -1 while it is not known.
     heirs
@@ -101,7 +103,7 @@ class Group:
     --------
     >>> ids = Ids()
     >>> group = Group(ids, ["tea", "rum", "tea", "gin"])
-    >>> group.distinct, group.slots, group.numbers
+    >>> group.distinct, group.slots.tolist(), group.numbers
     (['tea', 'rum', 'gin'], [0, 1, 0, 2], [-1, -1, -1])
     >>> group.admit(diverged={1})
     >>> group.numbers, ids.names
@@ -113,7 +115,7 @@ class Group:
         self.row_ids = row_ids
         self.distinct = list(dict.fromkeys(chain(row_ids, heirs.values()) if heirs else row_ids))
         places = dict(zip(self.distinct, range(len(self.distinct)), strict=True))
-        self.slots = [places[row_id] for row_id in row_ids]
+        self.slots = np.fromiter(map(places.__getitem__, row_ids), dtype=np.intp, count=len(row_ids))
         self.heirs = {places[heir]: places[of] for heir, of in heirs.items()} if heirs else {}
         self.numbers = ids.find(self.distinct)
 

@@ -38,7 +38,7 @@ class PlainBiasedMF(TableRanker):
         item_biases, item_vectors = self._taken(ITEM, items)
         predictions: list[float] = []
         diverged: dict[int, Diverged] = {}
-        for u, i, y in zip(users.slots, items.slots, ys.tolist(), strict=True):
+        for u, i, y in zip(users.slots.tolist(), items.slots.tolist(), ys.tolist(), strict=True):
             user_vector, item_vector = user_vectors[u], item_vectors[i]
             new_user, new_item = user_vector is None, item_vector is None
             if new_user or new_item:

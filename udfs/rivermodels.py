@@ -249,7 +249,7 @@ class RiverRanker(RowModel):
 
     def _inherit(self, family: str, group: Group, place: int) -> list[tuple[dict[str, Any], str]]:
         """Gives the id of an event the weights that it begins with; returns where they are, if there were any."""
-        heir = group.heirs.get(group.slots[place]) if group.heirs else None
+        heir = group.heirs.get(int(group.slots[place])) if group.heirs else None
         if heir is None:
             return []
         row_id, of = group.row_ids[place], group.distinct[heir]

@@ -161,14 +161,14 @@ class Rows(Mapping[str, Row]):
         np.maximum.at(self.heads["updated_at"], at, times)
         self.heads["seq"][at] = np.arange(seq, seq + len(at), dtype=np.uint64)  # of one row, the last stays
 
-    def remember(self, users: Group, items: Sequence[int], names: Sequence[str], size: int) -> None:
+    def remember(self, users: Group, items: Array, names: Sequence[str], size: int) -> None:
         """Takes the items of a group's events into what their users have seen, of which the last ``size`` stay.
 
         ``items`` has of each event where its item is in ``names``.
         """
-        slots = np.array(users.slots, dtype=np.intp)
+        slots = users.slots
         # What a user met lies together, in its order: one user after the other needs one set at a time.
-        by_user = np.array(items, dtype=np.intp)[np.argsort(slots, kind="stable")].tolist()
+        by_user = items[np.argsort(slots, kind="stable")].tolist()
         met = list(map(names.__getitem__, by_user))
         seen, start = self.seen, 0
         for number, end in zip(users.numbers, np.cumsum(np.bincount(slots)).tolist(), strict=True):
@@ -187,7 +187,7 @@ class Rows(Mapping[str, Row]):
         from udfs import kernels  # here, as numba takes half a second to import
 
         of_rows = self.heads["popularity"][group.numbers]
-        kernels.favour(np.array(group.slots, dtype=np.intp), ages, of_rows)
+        kernels.favour(group.slots, ages, of_rows)
         self.heads["popularity"][group.numbers] = of_rows
 
     def encode(self, rows: Mapping[str, int], weights: Array) -> EncodedRows:
