@@ -29,7 +29,9 @@ from pathlib import Path
 from typing import IO, Final
 
 from flink_jobs import attach
-from udfs import building
+from udfs.batch import Batch
+from udfs.interactions import Interactions
+from udfs.learner import Learner, LearnerConfig, build
 
 _BOOT: Final = "pyflink.fn_execution.beam.beam_boot"
 _PRELOADED: Final = ("pyflink.fn_execution.beam.beam_sdk_worker_main", "udfs.functions")
@@ -93,7 +95,7 @@ def _serve(listener: socket.socket) -> socket.socket | None:
     """Forks a worker for each that asks. Returns in each of them, with what it was asked by; at the end, None."""
     for name in _PRELOADED:
         importlib.import_module(name)
-    building.build("biased_mf", {}).step("user", "item", 1.0)  # which compiles the kernel, or loads it
+    _learn_once()
     # The collector of a worker need not look at, and so copy, what is shared.
     gc.collect()
     gc.freeze()
@@ -115,6 +117,13 @@ def _serve(listener: socket.socket) -> socket.socket | None:
             return connection
         workers.add(worker)
         connection.close()
+
+
+def _learn_once() -> None:
+    """Compiles the kernels, or loads them."""
+    event = Interactions.of([[1, "", "user", "item", "rating", 1.0, 0, 0]])
+    for _ in Learner(LearnerConfig(), build("biased_mf", {})).process(Batch(None, True, [""], event, b"")):
+        pass
 
 
 def _work(connection: socket.socket) -> None:
