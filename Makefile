@@ -27,7 +27,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 # All that is measured: two hours or so on 2 cores, which should have nothing else to do. Makes .venv-bytewax on first use.
-# The comparison takes half of it; `python -m benchmarks.compare --rounds 1 --events 500000` gives an idea in ten minutes.
+# The comparison takes half of it; `python -m benchmarks.compare --rounds 1 --events 500000` gives an idea in a few minutes.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m benchmarks.steps
