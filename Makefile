@@ -26,8 +26,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
+# All that is measured: two hours or so on 2 cores, which should have nothing else to do. Makes .venv-bytewax on first use.
+# The comparison takes half of it; `python -m benchmarks.compare --rounds 1 --events 500000` gives an idea in a few minutes.
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python -m benchmarks.steps
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.scaling --tiles
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.first_state
 	$(BIN)/python -m benchmarks.republish
@@ -46,4 +51,4 @@ lock: $(INSTALLED)
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file=requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) .freshet build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-bytewax .freshet build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

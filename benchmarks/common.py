@@ -54,20 +54,25 @@ def plain_loop(path: Path, limit: int | None = None) -> float:
     return count / (time.perf_counter() - began)
 
 
-def run_job(path: Path, folder: Path, **settings: Any) -> dict[str, Any]:
-    """One run of the whole job in processes of its own; returns its summary."""
-    summary = folder / "summary.json"
+def job_command(path: Path, folder: Path, **settings: Any) -> list[str]:
+    """The command of a run of the whole job; its summary goes to ``summary.json`` in the folder."""
     command = [
         str(Path(sys.executable).parent / "freshet"), "run", "--fresh",
-        "--source", f"file:{path}", "--state-dir", str(folder / "state"), "--summary", str(summary),
+        "--source", f"file:{path}", "--state-dir", str(folder / "state"), "--summary", str(folder / "summary.json"),
         "--set", f"model.n_factors={N_FACTORS}",
     ]  # fmt: skip
     for name, value in settings.items():
         command += ["--set", f"{name.replace('__', '.')}={value}"]
+    return command
+
+
+def run_job(path: Path, folder: Path, **settings: Any) -> dict[str, Any]:
+    """One run of the whole job in processes of its own; returns its summary."""
+    command = job_command(path, folder, **settings)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    result: dict[str, Any] = orjson.loads(summary.read_bytes())
+    result: dict[str, Any] = orjson.loads((folder / "summary.json").read_bytes())
     return result
 
 

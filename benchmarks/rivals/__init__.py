@@ -1,0 +1,1 @@
+"""What freshet is measured against: each of these is a program of its own, with no code of ``udfs`` in it."""
