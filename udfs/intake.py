@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 import orjson
 
 from serving.schema import shard_of
@@ -20,7 +21,7 @@ from udfs.deadletters import dead_letter
 from udfs.events import EventFormat, EventParser, Rejected
 from udfs.requests import Request
 from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
-from udfs.tilefeed import PIECE, Fed, TileConfig, TileFeed, TileFeeder, owner
+from udfs.tilefeed import TileConfig, TileFeed, TileFeeder, owner
 
 LAYOUT: Final = 1
 _PART: Final = "the intake's"
@@ -225,8 +226,7 @@ class Intake:
         letters: list[str] = []
         events: list[list[list[Any]]] = [[] for _ in range(shards)]
         raws: list[list[bytes]] = [[] for _ in range(shards)]
-        feed: list[Fed] = []
-        cuts: list[tuple[int, int]] = []
+        feed: list[tuple[str, str, str, float, int]] = []
         new_times: list[int] = []
         new_keys: list[str] = []
         self.ended = False
@@ -274,9 +274,7 @@ class Intake:
                     if behind > lag:
                         counts.tile_late += 1
                     else:
-                        feed.append(Fed(user_id, item_id, kind, value, time))
-                        if len(feed) % PIECE == 0:
-                            cuts.append((len(feed), self.watermark))
+                        feed.append((user_id, item_id, kind, value, time))
 
         watermark = self.watermark
         result = IntakeResult({}, [], letters)
@@ -284,9 +282,19 @@ class Intake:
             result.puts[name := f"d:{self.blob_number}"] = orjson.dumps([new_times, new_keys])
             self._seen_blobs[name] = (max(new_times), new_keys)
         if self.tiles is not None and feed:
-            if len(feed) % PIECE:
-                cuts.append((len(feed), watermark))
-            result.tile_feeds = self.tiles.feed(feed, cuts, self.blob_number, result.puts)
+            user_ids, item_ids, kinds, values, times = zip(*feed, strict=True)
+            result.tile_feeds.append(
+                self.tiles.feed(
+                    user_ids,
+                    item_ids,
+                    kinds,
+                    np.array(values, np.float64),
+                    np.array(times, np.int64),
+                    watermark,
+                    self.blob_number,
+                    result.puts,
+                )
+            )
         if chunk.ended:
             # The next input is another log: its files are judged by their own times.
             self.ended = True
