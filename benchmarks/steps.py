@@ -133,7 +133,7 @@ def chunks(path: Path, watch: Stopwatch) -> Iterator[tuple[bytes, int]]:
 def repetition(path: Path, redis_url: str) -> dict[str, float]:
     """Microseconds an event of each step."""
     watch, passed, counted = Stopwatch(), 0, 0
-    plain, with_tiles = intake(None), intake(TileConfig(_EVENT_TYPES, span_ms("30m")))
+    plain, with_tiles = intake(None), intake(TileConfig(_EVENT_TYPES, span_ms("30m"), span_ms("5m")))
     ours, rivers = learner("compiled"), learner("river")
     connection, keys = connect(redis_url), Keys(_PREFIX)
     connection.flushall()

@@ -248,7 +248,9 @@ def job_of(
             merged=source.merged,
             out_of_orderness=span_ms(settings.out_of_orderness),
             dedup_horizon=span_ms(settings.dedup.horizon),
-            tiles=TileConfig(tuple(tiles.event_types), span_ms(tiles.session_gap)) if tiles.enabled else None,
+            tiles=TileConfig(tuple(tiles.event_types), span_ms(tiles.session_gap), span_ms(tiles.spans[0]))
+            if tiles.enabled
+            else None,
             position_names=source.position_names,
             run_id=run_id,
             epoch=manifest.epoch,

@@ -128,7 +128,7 @@ def _learn(batches: DataStream, job: Job, keys: Sequence[str]) -> DataStream:
 
 def _publish_tiles(table_env: StreamTableEnvironment, feed: DataStream, job: Job, windows: Windows) -> None:
     results = gathered_windows(table_env, feed, windows)
-    pin_uids(results, f"{Uid.TILES}-{job.part}")
+    pin_uids(results, f"{Uid.WINDOWS}-{job.part}")
     # A worker is connected by its first element, and one that dies before that is waited for for minutes.
     beats = heartbeat(table_env, "'' AS records")
     pin_uids(beats, f"{Uid.TILES}-{job.part}-heartbeat")

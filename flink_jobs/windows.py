@@ -1,9 +1,10 @@
 """Event-time windows in Flink SQL: tumbling tiles for users and items, and sessions of users.
 
-The feed is strings of events, since what crosses between Python and the JVM crosses in batches; SQL explodes
-them. Larger tiles are rolled up from the smallest. No window keeps a set: each event says how many distinct
-counterparts it adds to its day and its session, so their number is a sum like the others. Values are summed as two
-integers: sums do not depend on order. What comes out is gathered into strings.
+The feed is strings of partial sums, since what crosses between Python and the JVM crosses in batches; SQL explodes
+them. The letter of a family is part of the id, so that one operator has the windows of both. Larger tiles are rolled
+up from the smallest. No window keeps a set: each record says how many distinct counterparts it adds to its day or its
+session, so their number is a sum like the others. Sums are of integers: they do not depend on order. What comes out
+is gathered into strings.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from udfs.tilefeed import RECORD, UNIT
 _BUCKETS: Final = 16
 _GATHERED: Final = 20_000  # events whose results are gathered at once, roughly
 _LONGEST: Final = 50 * 365 * 86_400_000  # a span that SQL can write in seconds
+_SUMS: Final = ("met", "value_high", "value_low")  # events and distinct counterparts, paired, and both limbs
 _UNIT, _RECORD = (f"U&'\\{ord(separator):04X}'" for separator in (UNIT, RECORD))
 
 
@@ -78,9 +80,11 @@ def _seconds(millis: int) -> str:
 
 def gathered_windows(table_env: StreamTableEnvironment, feed: DataStream, windows: Windows) -> DataStream:
     """The results of all windows over the feed, as rows of one string for ``udfs.entities.tile_entities``."""
-    _create_events(table_env, feed)
-    results = [result for family in ("user", "item") for result in _tiles(table_env, family, windows)]
-    results.append(_sessions(windows))
+    types = [f"types_{n}" for n in range(-(-len(windows.event_types) // 2))]
+    _create_chunks(table_env, feed)
+    _create_records(table_env, "tiles", [*_SUMS, *types])
+    _create_records(table_env, "sessions", _SUMS)
+    results = [*_tiles(table_env, [*_SUMS, *types], windows), _sessions(windows)]
     table_env.create_temporary_view("results", table_env.sql_query(" UNION ALL ".join(results)))
     gathered = table_env.sql_query(
         f"""
@@ -92,21 +96,26 @@ def gathered_windows(table_env: StreamTableEnvironment, feed: DataStream, window
     return table_env.to_data_stream(gathered)
 
 
-def _create_events(table_env: StreamTableEnvironment, feed: DataStream) -> None:
-    """The table ``events``, one row an accepted event, with the intake's watermark."""
+def _create_chunks(table_env: StreamTableEnvironment, feed: DataStream) -> None:
+    """The table ``feed`` of :class:`~udfs.tilefeed.TileFeed`, with the intake's watermark."""
     chunks = (
         Schema.new_builder()
-        .column("events", "STRING")
+        .column("tiles", "STRING")
+        .column("sessions", "STRING")
         .column("watermark", "BIGINT")
         .column_by_expression("reached", "TO_TIMESTAMP_LTZ(`watermark`, 3)")
         .watermark("reached", "reached")
         .build()
     )
     table_env.create_temporary_view("feed", table_env.from_data_stream(feed, chunks))
+
+
+def _create_records(table_env: StreamTableEnvironment, name: str, sums: Sequence[str]) -> None:
+    """A table ``partial_{name}``, one row a record in that column of the feed."""
     split = table_env.sql_query(
         f"""
-        SELECT reached, SPLIT(event, {_UNIT}) AS fields
-        FROM feed CROSS JOIN UNNEST(SPLIT(events, {_RECORD})) AS exploded(event)
+        SELECT reached, SPLIT(record, {_UNIT}) AS fields
+        FROM feed CROSS JOIN UNNEST(SPLIT({name}, {_RECORD})) AS exploded(record)
         """
     )
     # A table of its own: otherwise SQL would split a record again for each of its fields. One that does not say that it
@@ -118,38 +127,29 @@ def _create_events(table_env: StreamTableEnvironment, feed: DataStream) -> None:
         .watermark("reached", "SOURCE_WATERMARK()")
         .build()
     )
-    table_env.create_temporary_view("records", _restated(table_env, split, fields))
+    table_env.create_temporary_view(f"{name}_fields", _restated(table_env, split, fields))
+    numbers = ", ".join(f"CAST(fields[{place}] AS BIGINT) AS {column}" for place, column in enumerate(sums, 3))
     exploded = table_env.sql_query(
-        """
+        f"""
         SELECT
-          fields[1] AS user_id,
-          fields[2] AS item_id,
-          CAST(fields[3] AS INT) AS event_type,
-          CAST(fields[4] AS BIGINT) AS time_ms,
-          TO_TIMESTAMP_LTZ(CAST(fields[4] AS BIGINT), 3) AS happened_at,
-          CAST(fields[5] AS BIGINT) AS value_high,
-          CAST(fields[6] AS BIGINT) AS value_low,
-          CAST(fields[7] AS BIGINT) AS new_in_day,
-          CAST(fields[8] AS BIGINT) AS new_in_session
-        FROM records
+          fields[1] AS id,
+          CAST(fields[2] AS BIGINT) AS time_ms,
+          TO_TIMESTAMP_LTZ(CAST(fields[2] AS BIGINT), 3) AS happened_at,
+          {numbers}
+        FROM {name}_fields
         """
     )
     # The rows take over the watermark of the feed, which no accepted event is behind: none is dropped.
     typed = (
         Schema.new_builder()
-        .column("user_id", "STRING")
-        .column("item_id", "STRING")
-        .column("event_type", "INT")
+        .column("id", "STRING")
         .column("time_ms", "BIGINT")
         .column("happened_at", "TIMESTAMP_LTZ(3)")
-        .column("value_high", "BIGINT")
-        .column("value_low", "BIGINT")
-        .column("new_in_day", "BIGINT")
-        .column("new_in_session", "BIGINT")
-        .watermark("happened_at", "SOURCE_WATERMARK()")
-        .build()
     )
-    table_env.create_temporary_view("events", _restated(table_env, exploded, typed))
+    for column in sums:
+        typed = typed.column(column, "BIGINT")
+    schema = typed.watermark("happened_at", "SOURCE_WATERMARK()").build()
+    table_env.create_temporary_view(f"partial_{name}", _restated(table_env, exploded, schema))
 
 
 def _restated(table_env: StreamTableEnvironment, table: Table, schema: Schema) -> Table:
@@ -160,55 +160,48 @@ def _restated(table_env: StreamTableEnvironment, table: Table, schema: Schema) -
     return table_env.from_data_stream(DataStream(stream), schema)
 
 
-def _tiles(table_env: StreamTableEnvironment, family: str, windows: Windows) -> list[str]:
-    """Creates the views of a family's tiles, and gives for each span the query of its records."""
-    types = [f"type_{n}" for n in range(len(windows.event_types))]
-    sums = ["value_high", "value_low", "met"]
+def _tiles(table_env: StreamTableEnvironment, sums: Sequence[str], windows: Windows) -> list[str]:
+    """Creates the views of the tiles, and gives for each span the query of its records."""
+    summed = _summed(sums)
     queries = []
     for number, span in enumerate(windows.spans):
-        name = f"{family}_tiles_{number}"
         # Rolled up from the largest smaller span that divides this one.
         base = max((k for k in range(number) if span_ms(span) % span_ms(windows.spans[k]) == 0), default=None)
-        if base is None:
-            source, time, entity = "events", "happened_at", f"{family}_id"
-            counts = ["COUNT(*) AS n"]
-            counts += [f"COUNT(*) FILTER (WHERE event_type = {n}) AS {column}" for n, column in enumerate(types)]
-            sources = ["value_high", "value_low", "new_in_day"]
-            columns = counts + [f"SUM({of}) AS {column}" for of, column in zip(sources, sums, strict=True)]
-        else:
-            source, time, entity = f"{family}_rolled_{base}", "closed_at", "id"
-            columns = [f"SUM({column}) AS {column}" for column in ("n", *types, *sums)]
+        source, time = ("partial_tiles", "happened_at") if base is None else (f"rolled_{base}", "closed_at")
         query = f"""
-            SELECT {entity} AS id, window_start, window_time AS closed_at, {", ".join(columns)}
+            SELECT id, window_start, window_time AS closed_at, {summed}
             FROM TABLE(TUMBLE(TABLE {source}, DESCRIPTOR({time}), {_interval(span)}))
-            GROUP BY {entity}, window_start, window_end, window_time
+            GROUP BY id, window_start, window_end, window_time
         """
-        table_env.create_temporary_view(name, table_env.sql_query(query))
-        rolled = table_env.sql_query(f"SELECT id, closed_at, n, {', '.join(types + sums)} FROM {name}")
-        table_env.create_temporary_view(f"{family}_rolled_{number}", rolled)
+        table_env.create_temporary_view(f"tiles_{number}", table_env.sql_query(query))
+        rolled = table_env.sql_query(f"SELECT id, closed_at, {', '.join(sums)} FROM tiles_{number}")
+        table_env.create_temporary_view(f"rolled_{number}", rolled)
         start = "EXTRACT(EPOCH FROM window_start) * 1000"
-        queries.append(_record(name, family, span, start, f"{start} + {span_ms(span)}", types))
+        queries.append(_record(f"tiles_{number}", span, start, f"{start} + {span_ms(span)}", sums))
     return queries
 
 
 def _sessions(windows: Windows) -> str:
     """The query of the records of users' sessions: it ends with the last event, not with the gap."""
     sessions = f"""(
-        SELECT user_id AS id, MIN(time_ms) AS began, MAX(time_ms) AS ended, window_time AS closed_at, COUNT(*) AS n,
-          SUM(value_high) AS value_high, SUM(value_low) AS value_low, SUM(new_in_session) AS met
+        SELECT id, MIN(time_ms) AS began, MAX(time_ms) AS ended, window_time AS closed_at, {_summed(_SUMS)}
         FROM TABLE(
-          SESSION(TABLE events PARTITION BY user_id, DESCRIPTOR(happened_at), {_interval(windows.session_gap)})
+          SESSION(TABLE partial_sessions PARTITION BY id, DESCRIPTOR(happened_at), {_interval(windows.session_gap)})
         )
-        GROUP BY user_id, window_start, window_end, window_time
+        GROUP BY id, window_start, window_end, window_time
     )"""
-    return _record(sessions, "user", "session", "began", "ended", [])
+    return _record(sessions, "session", "began", "ended", _SUMS)
 
 
-def _record(source: str, family: str, span: str, start: str, end: str, types: Sequence[str]) -> str:
-    numbers = [start, end, "n", "value_high", "value_low", "met", *types]
+def _summed(columns: Sequence[str]) -> str:
+    return ", ".join(f"SUM({column}) AS {column}" for column in columns)
+
+
+def _record(source: str, span: str, start: str, end: str, sums: Sequence[str]) -> str:
+    numbers = ", ".join(f"CAST({number} AS STRING)" for number in (start, end, *sums))
     return f"""
         SELECT
-          CONCAT_WS({_UNIT}, '{family}', '{span}', id, {", ".join(f"CAST({n} AS STRING)" for n in numbers)}) AS record,
+          CONCAT_WS({_UNIT}, '{span}', id, {numbers}) AS record,
           ABS(MOD(HASH_CODE(id), {_BUCKETS})) AS bucket,
           closed_at
         FROM {source}

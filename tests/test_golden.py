@@ -34,7 +34,7 @@ from udfs.tilefeed import TileConfig
 
 T0 = 1_700_000_000_000
 GOLDEN = Path(__file__).parent / "golden" / "layout1.json"
-TILES = TileConfig(("view", "rating"), 1_800_000)
+TILES = TileConfig(("view", "rating"), 1_800_000, 300_000)
 INTAKE = IntakeConfig(EventFormat(), 1, True, True, 5_000, 3_600_000, TILES, ("file", "line"), "7-0", 7)
 LEARNER = LearnerConfig(run_id="7-0")
 ADAM = {

@@ -13,7 +13,7 @@ from udfs.models import ITEM, USER, Array
 from udfs.publisher import Author, Call, Entity, parts
 from udfs.rows import EncodedRows
 from udfs.tail import tail_number
-from udfs.tilefeed import RECORD, UNIT, total, unescape
+from udfs.tilefeed import OF_USER, RECORD, UNIT, split_pair, total, unescape
 
 
 def learned_entities(
@@ -121,27 +121,32 @@ def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str]
     Parameters
     ----------
     results
-        Strings of records joined by :data:`RECORD`, as the topology's SQL gathers them: family, span (or
-        ``session``), id, start, end, events, both limbs of the sum, distinct, then the counts by type in the order
-        of ``event_types``; joined by :data:`UNIT`. Times are milliseconds.
+        Strings of records joined by :data:`RECORD`, as the topology's SQL gathers them: span (or ``session``), the id
+        as in the feed, start, end, events and distinct paired, both limbs of the sum, then the counts by type in the
+        order of ``event_types``, two and two paired; joined by :data:`UNIT`. Times are milliseconds.
     """
     tiles: dict[str, list[bytes | str | int]] = {}
     counts: dict[str, int] = {}
     sessions: dict[str, tuple[int, bytes]] = {}
     for text in results:
         for record in text.split(RECORD):
-            family, span, raw_id, start, end, events, high, low, distinct, *types = record.split(UNIT)
-            entity_id = unescape(raw_id)
-            key = keys.user(entity_id) if family == USER else keys.item(entity_id)
+            span, raw_id, start, end, met, high, low, *pairs = record.split(UNIT)
+            entity_id = unescape(raw_id[1:])
+            key = keys.user(entity_id) if raw_id[0] == OF_USER else keys.item(entity_id)
             tile = tiles.setdefault(key, [])
-            began, n, summed, met = int(start), int(events), total(int(high), int(low)), int(distinct)
+            began, summed = int(start), total(int(high), int(low))
+            n, distinct = split_pair(int(met))
             if span == "session":
                 ended = int(end)
                 if ended >= sessions.get(key, (0, b""))[0]:
-                    session = {"n": n, "sum": summed, "distinct": met, "start": began, "end": ended}
+                    session = {"n": n, "sum": summed, "distinct": distinct, "start": began, "end": ended}
                     sessions[key] = (ended, orjson.dumps(session))
                 continue
-            by_type = {name: int(count) for name, count in zip(event_types, types, strict=True) if count != "0"}
-            tile += (span, began, tile_field(span, began, part), encode_tile(n, summed, met, by_type))
+            by_type: dict[str, int] = {}
+            for place, pair in enumerate(pairs):
+                if pair != "0":
+                    names = event_types[2 * place : 2 * place + 2]
+                    by_type |= {name: count for name, count in zip(names, split_pair(int(pair)), strict=False) if count}
+            tile += (span, began, tile_field(span, began, part), encode_tile(n, summed, distinct, by_type))
             counts[key] = counts.get(key, 0) + 1
     return [(key, [counts.get(key, 0), *tile, *sessions.get(key, ("", ""))]) for key, tile in tiles.items()]

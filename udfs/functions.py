@@ -30,12 +30,15 @@ from udfs.reading import Feed
 from udfs.requests import Inbox, Journal
 from udfs.resharding import Exchange, ShardState
 from udfs.tail import from_state_name, state_name
+from udfs.tilefeed import TileFeed
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
 
 CHUNK: Final = BYTES  # by the name of its log
 BATCH: Final = BYTES  # by the key of its shard
-TILE_FEED: Final = OutputTag("tile-feed", Types.ROW_NAMED(["events", "watermark"], [Types.STRING(), Types.LONG()]))
+TILE_FEED: Final = OutputTag(
+    "tile-feed", Types.ROW_NAMED(list(TileFeed._fields), [Types.STRING(), Types.STRING(), Types.LONG()])
+)
 DEAD_LETTERS: Final = OutputTag("dead-letters", Types.STRING())
 
 # In place of a chunk or a batch: nothing came, and who sends it is there. The reader sends one when it starts and now

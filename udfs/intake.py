@@ -248,10 +248,8 @@ class Intake:
             counts.tile_late += int(np.count_nonzero(is_late))
             fed = events.take(np.flatnonzero(~is_late))
             if len(fed):
-                result.tile_feeds = self.tiles.feed(
-                    fed.user_ids, fed.item_ids, fed.event_types, fed.values, fed.times, watermark,
-                    number=self.blob_number, puts=result.puts,
-                )  # fmt: skip
+                columns = (fed.user_ids, fed.item_ids, fed.event_types, fed.values, fed.times)
+                result.tile_feeds.append(self.tiles.feed(*columns, watermark, self.blob_number, result.puts))
         if chunk.ended:
             # The next input is another log: its files are judged by their own times.
             self.ended = True

@@ -13,6 +13,9 @@ class Uid:
     LEARN: Final = "learn"
     DEAD_LETTERS: Final = "dead-letters"
     TILES: Final = "tiles"  # followed by the part: windows do not outlive the input that they were opened by
+    # The same. The number goes up when the plan changes: windows that are open under another one are left behind, since
+    # their operators have their places in the plan for names, and would be taken for others.
+    WINDOWS: Final = "windows-2"
 
 
 class State:

@@ -1,8 +1,11 @@
-"""What the intake hands to the windows: the accepted events of a chunk, as one string.
+"""What the intake hands to the windows: the accepted events of a chunk, summed to partial tiles and sessions.
+
+What the events of a chunk add to one window is one record, so SQL sums few records in place of many events. Sums of
+sums are the same, whatever the order and however the log is cut.
 
 A number of distinct items does not add up, so windows in the JVM would have to keep every item that they met.
-Here each event says how many distinct items it adds to its day and to its session. A sum of these is exact,
-whatever the order of the events: where an event joins two sessions that met the same items, it adds less than
+Here each record says how many distinct items it adds to its day or to its session. A sum of these is exact,
+whatever the order of the events: where events join two sessions that met the same items, they add less than
 nothing.
 """
 
@@ -14,9 +17,10 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
-from udfs.models import Array
+Longs = npt.NDArray[np.int64]
 
 DAY: Final = 86_400_000
 
@@ -29,6 +33,13 @@ _ESCAPES: Final = {ESCAPE: ESCAPE + "e", RECORD: ESCAPE + "r", UNIT: ESCAPE + "u
 # order. Exact for up to 2**31 events a window, and for 79 million of the largest value there may be.
 _MILLION: Final = 1_000_000
 _LIMB: Final = 2**32
+
+# Two counts are summed as one integer: a column less in every window, and in all that goes in and comes out.
+_PAIR: Final = 2**32
+_HALF: Final = 2**31
+
+# An id in the feed begins with the letter of its family, so that windows of both are one operator.
+OF_USER, OF_ITEM = "u", "i"
 
 _SLACK: Final = 100_000  # stored events beyond which it is worth to look for closed sessions
 _ITEMS: Final = 100_000  # in a stored blob of whole sessions
@@ -71,18 +82,39 @@ def total(high: int, low: int) -> float:
     return (high * _LIMB + low) / _MILLION
 
 
-class TileFeed(NamedTuple):
-    """Accepted events as a string of records, and Flink's watermark (ms) after them.
+def paired(first: int, second: int) -> int:
+    """Two counts as one integer that can be summed; the second may be less than zero.
 
-    Fields of a record: user_id, item_id, place of its type in :attr:`TileConfig.event_types` or -1, time in ms, both
-    limbs of its value, and how many distinct counterparts it adds to its day and its session.
+    >>> split_pair(paired(2, -1) + paired(3, 4))
+    (5, 3)
+    """
+    return first * _PAIR + second
+
+
+def split_pair(pair: int) -> tuple[int, int]:
+    """The two counts in a sum of :func:`paired`; right while each is less than 2**31."""
+    second = (pair + _HALF) % _PAIR - _HALF
+    return (pair - second) // _PAIR, second
+
+
+class TileFeed(NamedTuple):
+    """What the accepted events of a chunk add to windows, as strings of records, and Flink's watermark (ms) after them.
+
+    Attributes
+    ----------
+    tiles
+        A record for each user and item and each of the smallest windows: the letter of the family and the id; the time
+        of its newest event in ms; its events and how many distinct counterparts they add to the day, :func:`paired`;
+        both limbs of the sum; and counts by type in the order of :attr:`TileConfig.event_types`, two and two paired.
+    sessions
+        Records of users. The first of a run of events without a pause holds what they add: id, time, events and
+        distinct items paired, both limbs. Others are id and time alone: moments of events that keep the run in one
+        session, and its end.
     """
 
-    events: str
+    tiles: str
+    sessions: str
     watermark: int
-
-
-_FIELDS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -94,10 +126,13 @@ class TileConfig:
         The types that are counted apart.
     session_gap
         Milliseconds without an event that end a session: a longer pause does, one of just this length does not.
+    span
+        Milliseconds of the smallest tile: all others are rolled up from it.
     """
 
     event_types: tuple[str, ...]
     session_gap: int
+    span: int
 
 
 class _Session:
@@ -111,9 +146,9 @@ class OpenSessions:
     """The distinct items of each user's sessions, by the rule of a session window: touching spans are one.
 
     >>> sessions = OpenSessions(gap=10)
-    >>> [sessions.add("ann", item, time) for item, time in [("tea", 0), ("rum", 5), ("tea", 9), ("tea", 25)]]
-    [1, 1, 0, 1]
-    >>> sessions.add("ann", "rum", 17)  # joins both, which met tea
+    >>> [sessions.add("ann", set(items), *span) for items, *span in [("tr", 0, 5), ("t", 9, 9), ("tg", 25, 30)]]
+    [2, 0, 2]
+    >>> sessions.add("ann", {"r"}, 17, 17)  # joins both, which met t
     -1
     """
 
@@ -121,21 +156,26 @@ class OpenSessions:
         self._gap = gap
         self._of: dict[str, list[_Session]] = {}  # disjoint, in order of time
 
-    def add(self, user_id: str, item_id: str, time: int) -> int:
-        """How many distinct items an event adds to its session, joined ones included."""
+    def add(self, user_id: str, items: set[str], start: int, end: int) -> int:
+        """How many distinct items a run of events adds to its session, joined ones included.
+
+        Parameters
+        ----------
+        items
+            Of the run, in which no pause is longer than the gap; they belong to the session from here on.
+        """
         sessions = self._of.get(user_id)
         if sessions is None:
-            self._of[user_id] = [_Session(time, time, {sys.intern(item_id)})]
-            return 1
+            self._of[user_id] = [_Session(start, end, items)]
+            return len(items)
         last = sessions[-1]
-        if last.start <= time <= last.end + self._gap:
-            if time > last.end:
-                last.end = time
-            if item_id in last.items:
-                return 0
-            last.items.add(sys.intern(item_id))
-            return 1
-        return self._merge(user_id, time, time, {sys.intern(item_id)})
+        if last.start <= start <= last.end + self._gap:
+            if end > last.end:
+                last.end = end
+            before = len(last.items)
+            last.items |= items
+            return len(last.items) - before
+        return self._merge(user_id, start, end, items)
 
     def _merge(self, user_id: str, start: int, end: int, items: set[str]) -> int:
         gap, joined = self._gap, [_Session(start, end, items)]
@@ -197,6 +237,7 @@ class TileFeeder:
 
     def __init__(self, config: TileConfig) -> None:
         self._types = {name: place for place, name in enumerate(config.event_types)}
+        self._span = config.span
         self._pairs: dict[int, set[str]] = {}
         self._pair_blobs: dict[str, int] = {}
         self._gap = config.session_gap
@@ -220,48 +261,111 @@ class TileFeeder:
         user_ids: Sequence[str],
         item_ids: Sequence[str],
         event_types: Sequence[str],
-        values: Array,
-        moments: Array,
+        values: npt.NDArray[np.float64],
+        times: Longs,
         watermark: int,
-        *,
         number: int,
         puts: dict[str, bytes],
-    ) -> list[TileFeed]:
-        """A chunk's events for SQL; what is to be stored of them goes to ``puts`` under ``number``."""
-        kinds, times = event_types, moments.tolist()
-        millionths = np.rint(values * _MILLION)
-        high = np.floor(millionths / _LIMB)
-        low = millionths - high * _LIMB
-        new_pairs: dict[int, list[str]] = {}
-        new_in_day = [
-            self._new_in_day(user_id, item_id, time, new_pairs)
-            for user_id, item_id, time in zip(user_ids, item_ids, times, strict=True)
+    ) -> TileFeed:
+        """What a chunk's events add to windows; what is to be stored of them goes to ``puts`` under ``number``.
+
+        Parameters
+        ----------
+        times
+            Milliseconds.
+        watermark
+            The intake's, after the chunk.
+        """
+        users, items = _Ids(user_ids), _Ids(item_ids)
+        limbs = _limbs(values)
+        new = self._new_in_day(users, item_ids, times, number, puts)
+        counts = np.concatenate([[paired(1, 0) + new], limbs, self._by_type(event_types)])
+        by_user = np.lexsort((times, users.places))
+        tiles = [
+            *self._partial_tiles(OF_USER, users, by_user, counts, times),
+            *self._partial_tiles(OF_ITEM, items, np.lexsort((times, items.places)), counts, times),
         ]
-        for day, pairs in new_pairs.items():
-            puts[name := f"p:{day}:{number}"] = orjson.dumps(pairs)
-            self._pair_blobs[name] = day
-        new_in_session = map(self._sessions.add, user_ids, item_ids, times)
-        types = [self._types.get(kind, -1) for kind in kinds]
-        limbs = (high.astype(np.int64).tolist(), low.astype(np.int64).tolist())
-        numbers = list(zip(types, times, *limbs, new_in_day, new_in_session, strict=True))
-        puts[name := f"s:{number}"] = orjson.dumps((list(user_ids), list(item_ids), times))
+        sessions = self._partial_sessions(users, by_user, items, limbs, times)
+        puts[name := f"s:{number}"] = orjson.dumps((user_ids, item_ids, times.tolist()))
         self._session_blobs.append(name)
-        self._stored += len(times)
+        self._stored += len(user_ids)
         # To Flink, a watermark of t says that t itself is past as well, and a session is over when its gap is, but
         # an event that comes just then still joins it.
-        return [TileFeed(_records(user_ids, item_ids, numbers), watermark - 2)]
+        return TileFeed(RECORD.join(tiles), RECORD.join(sessions), watermark - 2)
 
-    def _new_in_day(self, user_id: str, item_id: str, time: int, new_pairs: dict[int, list[str]]) -> int:
-        day = time - time % DAY
-        known = self._pairs.get(day)
-        if known is None:
-            known = self._pairs[day] = set()
-        pair = f"{len(user_id)}:{user_id}{item_id}"
-        if pair in known:
-            return 0
-        known.add(pair)
-        new_pairs.setdefault(day, []).append(pair)
-        return 1
+    def _by_type(self, event_types: Sequence[str]) -> Longs:
+        """For each two types in turn, a row of the events' counts of both."""
+        known = self._types
+        places = np.array([known.get(kind, -1) for kind in event_types])
+        rows = np.zeros((-(-len(known) // 2), len(places)), np.int64)
+        (at,) = np.nonzero(places >= 0)
+        row, second = np.divmod(places[at], 2)
+        rows[row, at] = np.where(second, paired(0, 1), paired(1, 0))
+        return rows
+
+    def _new_in_day(
+        self, users: _Ids, item_ids: Sequence[str], times: Longs, number: int, puts: dict[str, bytes]
+    ) -> Longs:
+        """For each event, how many distinct counterparts it adds to its day: 0 or 1."""
+        starts = [f"{len(user_id)}:{user_id}" for user_id in users.distinct]
+        keys = [starts[place] + item_id for place, item_id in zip(users.places.tolist(), item_ids, strict=True)]
+        days = times - times % DAY
+        new = np.zeros(len(keys), np.int64)
+        for day in np.unique(days).tolist():
+            at = np.flatnonzero(days == day).tolist()
+            of_day = keys if len(at) == len(keys) else [keys[n] for n in at]
+            # Turned around, so that of events with one key the first stays.
+            first = dict(zip(reversed(of_day), reversed(at), strict=True))
+            known = self._pairs.setdefault(day, set())
+            pairs = [key for key in reversed(first) if key not in known]
+            if not pairs:
+                continue
+            known.update(pairs)
+            new[[first[pair] for pair in pairs]] = 1
+            puts[name := f"p:{day}:{number}"] = orjson.dumps(pairs)
+            self._pair_blobs[name] = day
+        return new
+
+    def _partial_tiles(
+        self, letter: str, ids: _Ids, order: npt.NDArray[np.intp], counts: Longs, times: Longs
+    ) -> list[str]:
+        """The records of a family's partial tiles; ``order`` is by id and time."""
+        places, ordered = ids.places[order], times[order]
+        starts = _starts(places, ordered // self._span)
+        # The newest event of each stands for its time: like every accepted event, it is not behind the watermark.
+        newest = ordered[np.append(starts[1:], len(order)) - 1]
+        numbers = np.concatenate([[newest], np.add.reduceat(counts[:, order], starts, axis=1)])
+        return _records(ids.in_feed(letter), places[starts], numbers)
+
+    def _partial_sessions(
+        self, users: _Ids, order: npt.NDArray[np.intp], items: _Ids, limbs: Longs, times: Longs
+    ) -> list[str]:
+        """The records of partial sessions; ``order`` is by user and time."""
+        places, ordered = users.places[order], times[order]
+        # A time over all users, in which what a pause or another user parts is further away than the gap.
+        pauses = np.diff(ordered, prepend=ordered[:1])
+        parted = (np.diff(places, prepend=-1) != 0) | (pauses > self._gap)
+        axis = np.cumsum(np.where(parted, self._gap + 1, pauses))
+        starts = np.flatnonzero(parted)
+        ends = np.append(starts[1:], len(order))
+        spans = np.stack([starts, ends, ordered[starts], ordered[ends - 1]], axis=1).tolist()
+        user_ids = [users.distinct[place] for place in places[starts].tolist()]
+        item_ids = [items.distinct[place] for place in items.places[order].tolist()]
+        met = [
+            self._sessions.add(user_id, set(item_ids[start:end]), first, last)
+            for user_id, (start, end, first, last) in zip(user_ids, spans, strict=True)
+        ]
+        events = (ends - starts) * paired(1, 0) + met
+        sums = np.add.reduceat(limbs[:, order], starts, axis=1)
+        ids = users.in_feed(OF_USER)
+        records = _records(ids, places[starts], np.concatenate([[ordered[starts]], [events], sums]))
+        at = starts
+        while len(at):
+            # From each moment to the last one that is within the gap: as few as keep the run together.
+            ahead = np.searchsorted(axis, axis[at] + self._gap, side="right") - 1
+            at = ahead[axis[ahead] > axis[at]]
+            records += _records(ids, places[at], ordered[at][np.newaxis])
+        return records
 
     def forget(self, watermark: int, *, ended: bool, number: int, puts: dict[str, bytes], removes: list[str]) -> None:
         """Drops what no later event can meet: state is bounded by two days and by the open sessions."""
@@ -316,25 +420,45 @@ class TileFeeder:
             if kind == "w":
                 self._stored += self._sessions.decode(blob)
             else:
-                columns = orjson.loads(blob)
-                self._stored += len(columns[0])
-                for event in zip(*columns, strict=True):
-                    self._sessions.add(*event)
+                user_ids, item_ids, times = orjson.loads(blob)
+                self._stored += len(user_ids)
+                for user_id, item_id, time in zip(user_ids, item_ids, times, strict=True):
+                    self._sessions.add(user_id, {sys.intern(item_id)}, time, time)
 
 
-def _records(user_ids: Sequence[str], item_ids: Sequence[str], numbers: Sequence[tuple[int, ...]]) -> str:
-    """Joins fields and records; escapes ids only where one of them holds a separator."""
-    text = _joined(user_ids, item_ids, numbers)
-    clean = text.count(UNIT) == (_FIELDS - 1) * len(numbers) and text.count(RECORD) == len(numbers) - 1
-    if clean and ESCAPE not in text:
-        return text
-    return _joined(list(map(escape, user_ids)), list(map(escape, item_ids)), numbers)
+class _Ids:
+    """A column of ids as their places among the distinct ones."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        places = {text: place for place, text in enumerate(dict.fromkeys(ids))}
+        self.distinct = list(map(sys.intern, places))
+        self.places: Longs = np.fromiter(map(places.__getitem__, ids), np.int64, len(ids))
+
+    def in_feed(self, letter: str) -> list[str]:
+        """The distinct ids as they stand in the feed."""
+        text = "".join(self.distinct)
+        clean = not any(char in text for char in _ESCAPES)
+        return [letter + text for text in (self.distinct if clean else map(escape, self.distinct))]
 
 
-def _joined(user_ids: Sequence[str], item_ids: Sequence[str], numbers: Sequence[tuple[int, ...]]) -> str:
-    return RECORD.join(
-        [
-            f"{user_id}{UNIT}{item_id}{UNIT}{kind}{UNIT}{time}{UNIT}{high}{UNIT}{low}{UNIT}{day}{UNIT}{session}"
-            for user_id, item_id, (kind, time, high, low, day, session) in zip(user_ids, item_ids, numbers, strict=True)
-        ]
-    )
+def _limbs(values: npt.NDArray[np.float64]) -> Longs:
+    """Two rows: both limbs of each value."""
+    millionths = np.rint(values * _MILLION)
+    high = np.floor(millionths / _LIMB)
+    return np.array([high, millionths - high * _LIMB]).astype(np.int64)
+
+
+def _starts(*columns: Longs) -> npt.NDArray[np.intp]:
+    """Where a run of equal rows begins."""
+    changes = np.any([np.diff(column) != 0 for column in columns], axis=0)
+    return np.flatnonzero(np.append(True, changes))
+
+
+def _records(ids: Sequence[str], places: Longs, numbers: Longs) -> list[str]:
+    """A record for each column of numbers: the id at its place, and the numbers."""
+    if not len(places):
+        return []
+    # JSON of a whole matrix is made many times faster than a text for each row.
+    text = orjson.dumps(np.ascontiguousarray(numbers.T), option=orjson.OPT_SERIALIZE_NUMPY)
+    rows = text[2:-2].decode().replace("],[", RECORD).replace(",", UNIT).split(RECORD)
+    return [f"{ids[place]}{UNIT}{row}" for place, row in zip(places.tolist(), rows, strict=True)]

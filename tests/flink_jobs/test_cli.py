@@ -21,6 +21,7 @@ from udfs.entities import tile_entities
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Publisher
 from udfs.requests import Journal
+from udfs.tilefeed import paired
 
 T0 = 1_700_000_000_000
 Invoke = Callable[..., Result]
@@ -49,10 +50,10 @@ def fill(url: str, prefix: str = "freshet") -> None:
     events = [[T0 + n, "", user, item, "rating", y, 0, n] for n, (user, item, y) in enumerate(log)]
     list(learner.process(batch_of(events)))
     publish(publisher, learner)
-    tile = ["user", "5m", "ann", "1704067200000", "1704067500000", "2", "0", "6000000", "2", "2"]
-    session = ["user", "session", "ann", "1704067201000", "1704067209000", "2", "0", "6000000", "2"]
+    tile = ["5m", "uann", 1704067200000, 1704067500000, paired(2, 2), 0, 6000000, paired(2, 0)]
+    session = ["session", "uann", 1704067201000, 1704067209000, paired(2, 2), 0, 6000000]
     for record in (tile, session):
-        publisher.tiles(tile_entities(["\x1f".join(record)], publisher.keys, ["rating"], 0), {})
+        publisher.tiles(tile_entities(["\x1f".join(map(str, record))], publisher.keys, ["rating"], 0), {})
     publisher._redis.hset(f"{prefix}:item:tea", "catalogue", b'{"item_id":"tea","title":"Green tea"}')
 
 

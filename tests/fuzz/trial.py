@@ -20,11 +20,11 @@ from udfs.intake import Intake, IntakeConfig
 from udfs.learner import Learner, LearnerConfig
 from udfs.models import RowModel
 from udfs.packing import unpack_lines
-from udfs.tilefeed import RECORD, UNIT, TileConfig, unescape
+from udfs.tilefeed import OF_USER, RECORD, UNIT, TileConfig, TileFeed, split_pair, unescape
 
 FORMAT: Final = EventFormat(future_bound=FUTURE)
 INTAKE: Final = IntakeConfig(
-    FORMAT, 1, True, True, 5_000, 60_000, TileConfig(("view", "rating"), 1_800_000), ("file", "line"), "run", 7
+    FORMAT, 1, True, True, 5_000, 60_000, TileConfig(("view", "rating"), 1_800_000, 300_000), ("file", "line"), "run", 7
 )
 MAX_WEIGHT: Final = 1e6
 _COMPARED: Final = 5  # one line in so many is also parsed the slow way
@@ -104,7 +104,7 @@ class Trial:
         self._check_letters(result.dead_letters, usable)
         accepted = self.intake.counts.accepted
         for feed in result.tile_feeds:
-            self._check_feed(feed.events)
+            self._check_feed(feed)
         check(self.fed == accepted, f"{accepted} events were accepted, the windows have {self.fed}")
         self._learn(Batch.decode(result.batches[0]), usable)
         self._balance()
@@ -130,12 +130,14 @@ class Trial:
             self.outcomes[reason] += 1
             self.refused[position] = reason
 
-    def _check_feed(self, events: str) -> None:
-        for record in events.split(RECORD):
+    def _check_feed(self, feed: TileFeed) -> None:
+        for record in feed.tiles.split(RECORD):
             fields = record.split(UNIT)
-            check(len(fields) == 8, f"a record for the windows has {len(fields)} fields: {record[:300]!r}")
-            self.of_crowd += unescape(fields[0]) == CROWD
-            self.fed += 1
+            check(len(fields) == 6, f"a record for the windows has {len(fields)} fields: {record[:300]!r}")
+            if fields[0][0] == OF_USER:
+                events = split_pair(int(fields[2]))[0]
+                self.of_crowd += events * (unescape(fields[0][1:]) == CROWD)
+                self.fed += events
 
     def _learn(self, batch: Batch, lines: dict[int, bytes]) -> None:
         for position, raw in zip(batch.events.positions.tolist(), unpack_lines(batch.lines), strict=True):

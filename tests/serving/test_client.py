@@ -18,6 +18,7 @@ from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Author, Publisher
 from udfs.tail import tail_id, tail_number
+from udfs.tilefeed import paired
 
 T0 = 1_700_000_000_000
 EPOCH = 1_600_000_000_000
@@ -129,7 +130,8 @@ def test_an_unknown_user_gets_what_is_popular_now(redis_url: str, client: Client
 def test_a_user_with_tiles_only_is_not_known(redis_url: str, client: Client) -> None:
     world = World(redis_url)
     world.learn([("ann", "tea", 5.0)])
-    record = "\x1f".join(["user", "5m", "new", "1704067200000", "1704067500000", "2", "0", "3000000", "1", "2"])
+    numbers = [1704067200000, 1704067500000, paired(2, 1), 0, 3000000, paired(2, 0)]
+    record = "\x1f".join(["5m", "unew", *map(str, numbers)])
     world.publisher.tiles(tile_entities([record], world.publisher.keys, ["view"], 0), {})
     state = client.user("new")
     assert state is not None and state.learned is None and state.shard is None

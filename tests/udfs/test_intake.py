@@ -21,7 +21,7 @@ from udfs.intake import Intake, IntakeConfig, IntakeResult
 from udfs.packing import unpack_lines
 from udfs.requests import Request
 from udfs.seal import seal, unseal
-from udfs.tilefeed import DAY, RECORD, UNIT, TileConfig, unescape
+from udfs.tilefeed import DAY, OF_USER, RECORD, UNIT, TileConfig, split_pair, unescape
 
 T0 = 1_700_000_000_000
 CONFIG = IntakeConfig(
@@ -31,7 +31,7 @@ CONFIG = IntakeConfig(
     merged=True,
     out_of_orderness=5_000,
     dedup_horizon=20_000,
-    tiles=TileConfig(("view", "rating"), 30 * 60_000),
+    tiles=TileConfig(("view", "rating"), 30 * 60_000, 300_000),
     position_names=("file", "line"),
     run_id="run",
     epoch=7,
@@ -77,9 +77,23 @@ class Host:
             self.lines += unpack_lines(batch.lines)
         self.letters += [orjson.loads(letter) for letter in result.dead_letters]
         for feed in result.tile_feeds:
-            self.feed += [record.split(UNIT) for record in feed.events.split(RECORD)]
+            self.feed += [record.split(UNIT) for record in feed.tiles.split(RECORD)]
             self.watermarks.append(feed.watermark)
         return result
+
+    @property
+    def tiles(self) -> dict[tuple[str, int], list[int]]:
+        """What windows of five minutes make of the feed."""
+        sums: dict[tuple[str, int], list[int]] = {}
+        for entity, time, *numbers in self.feed:
+            tile = sums.setdefault((entity, int(time) // 300_000), [0] * len(numbers))
+            tile[:] = (had + int(number) for had, number in zip(tile, numbers, strict=True))
+        return sums
+
+    @property
+    def fed(self) -> int:
+        """The events of the feed."""
+        return sum(split_pair(int(record[2]))[0] for record in self.feed if record[0][0] == OF_USER)
 
     @property
     def reasons(self) -> list[str]:
@@ -140,7 +154,7 @@ def test_ids_do_not_run_into_each_other() -> None:
     assert host.reasons == []
     host = Host()
     host.put([event(0, user="a", item="bc"), event(0, user="ab", item="c")])
-    assert [record[6] for record in host.feed] == ["1", "1"]
+    assert [split_pair(int(record[2])) for record in host.feed] == [(1, 1)] * 4
 
 
 def test_without_an_event_id_nothing_is_a_duplicate() -> None:
@@ -155,7 +169,7 @@ def test_in_processing_time_nothing_is_late() -> None:
     host = Host(replace(CONFIG, event_time=False))
     result = host.put([event(100_000), event(0), event(-(10**9))])
     assert host.reasons == [] and host.intake.counts.accepted == 3
-    assert host.intake.counts.tile_late == 2 and len(host.feed) == 1
+    assert host.intake.counts.tile_late == 2 and host.fed == 1
     assert Batch.decode(result.batches[0]).watermark is None
 
 
@@ -283,21 +297,21 @@ odd_ids = st.text(st.sampled_from("ab\x1d\x1e\x1fe"), min_size=1, max_size=4)
 def test_ids_with_separators_come_through_the_tile_feed(events: list[tuple[str, str, str]]) -> None:
     host = Host()
     host.put([event(0, user=u, item=i, event_type=t) for u, i, t in events])
-    assert [(unescape(record[0]), unescape(record[1])) for record in host.feed] == [(u, i) for u, i, _ in events]
-    assert all(len(record) == 8 for record in host.feed)
+    assert {unescape(record[0]) for record in host.feed} == {key for u, i, _ in events for key in (f"u{u}", f"i{i}")}
+    assert all(len(record) == 6 for record in host.feed)
 
 
 def test_a_type_goes_by_its_place() -> None:
     host = Host()
-    host.put([event(0, event_type=kind, event_value=1.0) for kind in ("rating", "view", "other")])
-    assert [record[2] for record in host.feed] == ["1", "0", "-1"]
+    host.put([event(0, event_type=kind, event_value=1.0) for kind in ("rating", "view", "rating", "other")])
+    assert [(split_pair(int(record[2]))[0], split_pair(int(record[5]))) for record in host.feed] == [(4, (1, 2))] * 2
 
 
-def test_windows_get_the_watermark_after_a_chunk() -> None:
+def test_the_feed_has_the_watermark_after_its_chunk() -> None:
     host = Host()
-    host.put([event(at) for at in range(9)])
+    host.put([event(0), event(9_000)])
     # Two below the intake's own, which an event may still have.
-    assert host.watermarks == [T0 + 8 - 5_000 - 2]
+    assert host.watermarks == [T0 + 9_000 - 5_000 - 2]
 
 
 @given(
@@ -311,12 +325,13 @@ def test_first_of_day_adds_up_to_exact_distinct_counts(log: list[tuple[int, str,
         host.put([event(at, user, item) for at, user, item in log[start : start + size]])
         host.crash()
     counted: dict[tuple[int, str], int] = {}
-    for user, _, _, time, _, _, first, _ in host.feed:
-        key = (int(time) // DAY, user)
-        counted[key] = counted.get(key, 0) + int(first)
+    for entity, time, met, *_ in host.feed:
+        key = (int(time) // DAY, entity)
+        counted[key] = counted.get(key, 0) + split_pair(int(met))[1]
     exact: dict[tuple[int, str], set[str]] = {}
     for at, user, item in log:
-        exact.setdefault(((T0 + at) // DAY, user), set()).add(item)
+        exact.setdefault(((T0 + at) // DAY, f"u{user}"), set()).add(item)
+        exact.setdefault(((T0 + at) // DAY, f"i{item}"), set()).add(user)
     assert counted == {key: len(items) for key, items in exact.items()}
 
 
@@ -377,7 +392,7 @@ def test_nothing_is_remembered_of_a_deleted_user() -> None:
     host.feed.clear()
     host.put([event(4, "ann", "tea", "x"), event(5, "bob", "tea", "y")])
     assert host.reasons == ["duplicate"]  # bob's
-    assert [record[6:] for record in host.feed] == [["1", "1"]]  # tea is new to ann
+    assert [split_pair(int(record[2])) for record in host.feed] == [(1, 1)] * 2  # tea is new to ann
 
 
 @given(
@@ -432,7 +447,7 @@ def test_the_ledger_balances(log: list[bytes], event_time: bool) -> None:
     assert len(host.accepted) == counts.accepted == len(host.lines)
     assert len(host.letters) == counts.read - counts.accepted
     assert host.reasons.count("late") == counts.late and host.reasons.count("duplicate") == counts.duplicate
-    assert len(host.feed) == counts.accepted - counts.tile_late
+    assert host.fed == counts.accepted - counts.tile_late
     known = set(log)
     assert set(host.lines) <= known
     assert {base64.b64decode(letter["raw"]) for letter in host.letters} <= known
@@ -499,7 +514,7 @@ def test_decisions_do_not_depend_on_chunks_or_on_crashes(log: list[bytes], cuts:
     strip = [row[:6] for row in host.accepted]
     assert strip == [row[:6] for row in whole.accepted]
     assert host.letters == whole.letters
-    assert host.feed == whole.feed
+    assert host.tiles == whole.tiles
     assert host.intake.counts == whole.intake.counts
     counted = [d for d in by_the_book(log, 5_000, 20_000) if d != "accepted"]
     assert counted == whole.reasons
@@ -554,5 +569,5 @@ def test_nor_does_an_input_that_follows_another(
         host.put([], ended=True)
         host.crash()
     assert host.letters == whole.letters
-    assert host.feed == whole.feed
+    assert host.tiles == whole.tiles
     assert host.intake.counts == whole.intake.counts

@@ -16,7 +16,7 @@ from tests.udfs.cases import rows_of
 from udfs.entities import tile_entities
 from udfs.learner import Learned, Learner, LearnerConfig, build
 from udfs.publisher import Author, Entity, Fenced, Lost, Publisher, PublishError, draw_submission
-from udfs.tilefeed import RECORD, UNIT, escape
+from udfs.tilefeed import RECORD, UNIT, escape, paired
 
 T0 = 1_700_000_000_000
 EPOCH = 7
@@ -152,8 +152,9 @@ def test_nothing_learned_writes_the_header_only(publisher: Publisher, redis_conn
 
 def tile(family: str, span: str, entity_id: str, start: int, n: int = 1, types: tuple[int, ...] = (1,)) -> str:
     length = {"5m": 300_000, "1h": HOUR, "session": 60_000}[span]
-    fields = [family, span, escape(entity_id), str(start), str(start + length), str(n), "0", str(n * 2_500_000), "1"]
-    return UNIT.join([*fields, *(str(count) for count in types)] if span != "session" else fields)
+    pairs = [paired(*(*types, 0)[at : at + 2]) for at in range(0, len(types), 2)] if span != "session" else []
+    numbers = [start, start + length, paired(n, 1), 0, n * 2_500_000, *pairs]
+    return UNIT.join([span, family[0] + escape(entity_id), *map(str, numbers)])
 
 
 def test_tiles_are_written_whole(publisher: Publisher, redis_connection: Any) -> None:
