@@ -1,0 +1,160 @@
+"""Whether memory stays where it is: a job at full rate over ids that are all known.
+
+    python -m benchmarks.memory [--minutes 30] [--set tiles.enabled=false]
+
+The generator without end, as fast as it goes: 20,000 users who all stay, 1,250 items. What a job keeps for a time
+(event ids within ``dedup.horizon``, open windows, tiles in Redis within ``tiles.keep``) is full only when so much event
+time has passed. So an event comes each 40 ms of it, and tiles are kept for a day at the most: three days, with those
+that are open, or 6.5 million events. The warm-up is the first third of the time, and must cover that. The resident
+memory of each process is read each second. Growth is from the median of the first sixth after the warm-up to that of
+the last sixth. Exits with 1 where a process grew by 1% or more, or the warm-up was too short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import psutil  # type: ignore[import-untyped]
+
+from benchmarks.common import median, progress, scratch, show, store
+from benchmarks.jobs import CLEAN, KEYS, Job, running
+from flink_jobs.settings import assignment
+from udfs.generator import START
+
+LIMIT: Final = 0.01
+_EVENT_MS: Final = 40
+_FULL_MS: Final = 3 * 86_400_000
+_SETTINGS: Final[dict[str, Any]] = {
+    **CLEAN,
+    "generator.events": 10**12,
+    "generator.users": 20_000,
+    "generator.items": 1_250,
+    "generator.interval": _EVENT_MS,
+    "tiles.keep.5m": "2h",
+    "tiles.keep.1h": "6h",
+    "tiles.keep.1d": "1d",
+}
+_MB: Final = 2**20
+
+
+@dataclass
+class Process:
+    """A process of the job.
+
+    Attributes
+    ----------
+    resident
+        Bytes, each second.
+    """
+
+    name: str
+    process: psutil.Process
+    resident: list[int] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def sample(self) -> None:
+        self.resident.append(self.process.memory_info().rss)
+        times = self.process.cpu_times()
+        self.cpu.append(times.user + times.system)
+
+    def over(self, first: int, last: int) -> float:
+        """Median MB of some seconds."""
+        return median(self.resident[first:last]) / _MB
+
+
+def processes(job: Job, pid: int) -> list[Process]:
+    """The command, the JVM, the nursery and the Python workers that it forked, and Redis.
+
+    Not the launchers, which do nothing but wait for their worker.
+    """
+    command = psutil.Process(pid)
+    found = [Process("command", command)]
+    for child in sorted(command.children(), key=lambda child: child.pid):
+        if "java" in child.name():
+            found.append(Process("JVM", child))
+        elif "flink_jobs.nursery" in child.cmdline():
+            found.append(Process("nursery", child))
+            workers = sorted(child.children(), key=lambda worker: worker.pid)
+            found += [Process(f"Python worker {n}", worker) for n, worker in enumerate(workers, 1)]
+    return [*found, Process("Redis", psutil.Process(job.connection.info("server")["process_id"]))]
+
+
+def event_time(job: Job) -> int:
+    """Milliseconds of event time that were learned."""
+    return int(job.connection.hget(KEYS.model(0), "updated_at") or START) - START
+
+
+def measure(minutes: float, settings: dict[str, Any]) -> dict[str, Any]:
+    with scratch() as name:
+        state = Path(name).resolve() / "state"
+        with running(state, "generator", {**_SETTINGS, **settings}, "--fresh") as (job, pid):
+            job.wait(lambda: job.learned)
+            time.sleep(5)
+            watched = processes(job, pid)
+            seconds = round(60 * minutes)
+            warm, began, first = seconds // 3, time.monotonic(), job.learned
+            warmed = 0
+            for second in range(seconds):
+                for process in watched:
+                    process.sample()
+                if second == warm:
+                    warmed = event_time(job)
+                if second % 30 == 0:
+                    job.check()
+                    total = sum(process.resident[-1] for process in watched) / _MB
+                    progress(f"{second} of {seconds} s: {job.learned:,} events, {total:,.0f} MB")
+                time.sleep(max(0.0, began + second + 1 - time.monotonic()))
+            rate = (job.learned - first) / (time.monotonic() - began)
+    sixth = (seconds - warm) // 6
+    return {
+        "minutes": minutes,
+        "rate": rate,
+        "warm_up_event_time": warmed,
+        "processes": {
+            p.name: {
+                "start": p.over(warm, warm + sixth),
+                "end": p.over(seconds - sixth, seconds),
+                "peak": max(p.resident) / _MB,
+                "cores": (p.cpu[-1] - p.cpu[warm]) / (seconds - warm),
+                "resident": p.resident,
+            }
+            for p in watched
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the job")
+    arguments = parser.parse_args()
+    result = measure(arguments.minutes, dict(map(assignment, arguments.set)))
+    rows = [("", "start MB", "end MB", "growth", "peak MB", "cores used")]
+    grown = {name: of["end"] / of["start"] - 1 for name, of in result["processes"].items()}
+    for name, of in result["processes"].items():
+        rows.append(
+            (
+                name,
+                f"{of['start']:,.1f}",
+                f"{of['end']:,.1f}",
+                f"{grown[name]:+.2%}",
+                f"{of['peak']:,.1f}",
+                f"{of['cores']:.2f}",
+            )
+        )
+    show(f"resident memory after a warm-up of {arguments.minutes / 3:.3g} min, {result['rate']:,.0f} events/s", rows)
+    store("memory", {**result, "growth": grown, "settings": arguments.set})
+    if result["warm_up_event_time"] < _FULL_MS:
+        days = result["warm_up_event_time"] / 86_400_000
+        sys.exit(f"the warm-up covered {days:.1f} days of event time, not 3: it tells nothing; give more --minutes")
+    if any(share >= LIMIT for share in grown.values()):
+        sys.exit(f"grew by {LIMIT:.0%} or more: {', '.join(n for n, share in grown.items() if share >= LIMIT)}")
+
+
+if __name__ == "__main__":
+    main()
