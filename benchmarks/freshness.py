@@ -14,7 +14,8 @@ may be overstated, at the most the time since the reader asked before, is shown 
 is not seen in 30 s fails the run. What comes in the first 20 s, while the job starts, is not awaited.
 
 Where the time goes is told by what the job writes beside the users, which is read with each poll: the ledger's
-``alive_at`` (the intake has judged a chunk) and ``published_at`` (a group is learned, and is sent next).
+``alive_at`` (the intake has judged a chunk) and ``published_at`` (a group is learned, and is sent next). What each
+process uses of the CPU is shown, too: where none is idle, an age tells of the machine and not of the job.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from typing import Any, Final
 
 import numpy as np
 import orjson
+import psutil  # type: ignore[import-untyped]
 
 from benchmarks.common import N_FACTORS, progress, scratch, show, store
-from benchmarks.jobs import CLEAN, KEYS, Checkpoint, Job, environment, percentile
+from benchmarks.jobs import CLEAN, KEYS, Checkpoint, Job, Process, environment, percentile, processes
 from benchmarks.live import created, run_live
 from flink_jobs.embedded import embedded_redis
 from flink_jobs.settings import assignment
@@ -129,26 +131,35 @@ def _user(line: bytes) -> bytes:
 
 @dataclass
 class Seen:
-    """What a reader saw: all awaited events, and how far intake and learner said that they were."""
+    """What a reader saw: all awaited events, how far intake and learner said that they were, and who used the CPU.
+
+    Attributes
+    ----------
+    cores
+        Used by each process meanwhile, and left over by all on this machine.
+    """
 
     events: list[Awaited]
     judged: Marks = field(default_factory=Marks)
     learned: Marks = field(default_factory=Marks)
     polls: int = 0
     behind: int = 0  # most events that were awaited at a time
+    cores: dict[str, float] = field(default_factory=dict)
 
 
-def watch(job: Job, events: list[Awaited], poll: float) -> Seen:
+def watch(job: Job, pid: int, events: list[Awaited], poll: float) -> Seen:
     """Polls until every event was seen."""
     seen = Seen(events)
     coming, awaited = deque(events), list[Awaited]()
     give_up, shown = events[-1].created + _GRACE, time.time()
-    written = b""
+    written, meter = b"", None
     # Until also the notes of the last write are there.
     while coming or awaited or not (seen.judged.reached(events[-1].number) and seen.learned.reached(events[-1].number)):
         began = time.time()
         while coming and coming[0].created <= began:
             awaited.append(coming.popleft())
+        if awaited and meter is None:
+            meter = Meter(job, pid)
         pipe = job.connection.pipeline(transaction=False)
         pipe.hmget(KEYS.ledger, "counts", Field.ALIVE, "published_at")
         pipe.hget(KEYS.model(0), "seq")
@@ -181,6 +192,8 @@ def watch(job: Job, events: list[Awaited], poll: float) -> Seen:
             job.checkpoints()
             progress(f"{len(events) - len(coming) - len(awaited):,} of {len(events):,} events seen")
         time.sleep(max(0.0, poll - (time.time() - began)))
+    if meter is not None:
+        seen.cores = meter.read()
     return seen
 
 
@@ -188,6 +201,25 @@ def stages(event: Awaited, read: Marks, seen: Seen) -> tuple[float, ...]:
     """Seconds of an event's age: until it was read, judged, learned, and seen in Redis."""
     moments = (event.created, *(marks.of(event.number) for marks in (read, seen.judged, seen.learned)), event.seen)
     return tuple(float(b - a) for a, b in itertools.pairwise(moments))
+
+
+class Meter:
+    """How many cores are used from now on: by the processes of a job, by this one, and by none."""
+
+    def __init__(self, job: Job, pid: int) -> None:
+        self._processes = [*processes(job, pid), Process("this reader", psutil.Process())]
+        self._began, self._idle = time.time(), psutil.cpu_times().idle
+        for process in self._processes:
+            process.sample()
+
+    def read(self) -> dict[str, float]:
+        seconds = time.time() - self._began
+        for process in self._processes:
+            process.sample()
+        cores = {process.name: (process.cpu[-1] - process.cpu[0]) / seconds for process in self._processes}
+        idle = (psutil.cpu_times().idle - self._idle) / seconds
+        others = (psutil.cpu_count() or 1) - idle - sum(cores.values())
+        return {**cores, "others, and the kernel": others, "idle": idle}
 
 
 def _read_marks(trace: Path) -> Marks:
@@ -231,11 +263,12 @@ def measure(rate: float, arguments: argparse.Namespace) -> dict[str, Any]:
             process.start()
             job = Job(lambda: process.exitcode, state, connect(url))
             try:
+                assert process.pid is not None
                 job.wait(lambda: trace.exists() and trace.read_text().endswith("\n"))
                 began = float(trace.read_text().split("\n")[0])
                 events = sampled(config, began, arguments.seconds)
                 progress(f"{rate:g} events/s: awaiting {len(events):,} of {int(rate * arguments.seconds):,}")
-                seen = watch(job, events, arguments.poll / 1_000)
+                seen = watch(job, process.pid, events, arguments.poll / 1_000)
                 checkpoints = [c for c in job.checkpoints() if c.began > events[0].created]
             finally:
                 process.terminate()
@@ -257,6 +290,7 @@ def _result(rate: float, seen: Seen, read: Marks, checkpoints: list[Checkpoint])
         "awaited": len(events),
         "polls": seen.polls,
         "most_awaited": seen.behind,
+        "cores": seen.cores,
         "age": {"p50": percentile(ages, 0.5), "p99": percentile(ages, 0.99), "max": ages[-1]},
         "blur": {"p50": percentile(blurs, 0.5), "p99": percentile(blurs, 0.99), "max": max(blurs)},
         "stages": {
@@ -336,6 +370,10 @@ def main() -> None:
         print(
             f"  {r['checkpoints']} checkpoints; {r['during_checkpoints']:.0%} of the events, and "
             f"{r['slowest_during_checkpoints']:.0%} of the slowest 1%, met one"
+        )
+        show(
+            f"cores used at {r['rate']:,g} events/s",
+            [("", ""), *((name, f"{cores:.2f}") for name, cores in r["cores"].items())],
         )
     store("freshness", {"seconds": arguments.seconds, "settings": arguments.set, "rates": results})
 

@@ -11,11 +11,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
+import psutil  # type: ignore[import-untyped]
 import redis
 
 from benchmarks.common import N_FACTORS
@@ -119,9 +120,9 @@ class Job:
     def wait_for_learner(self) -> None:
         """Until the learner has taken up its state; called when the command has just been started."""
         self.wait_for_redis()
-        field = f"{Field.ALIVE}:0"
-        self.connection.hdel(KEYS.ledger, field)
-        self.wait(lambda: self.connection.hexists(KEYS.ledger, field))
+        name = f"{Field.ALIVE}:0"
+        self.connection.hdel(KEYS.ledger, name)
+        self.wait(lambda: self.connection.hexists(KEYS.ledger, name))
 
     def checkpoints(self) -> list[Checkpoint]:
         """Those completed so far since this was first asked; Flink keeps the last ten."""
@@ -147,6 +148,44 @@ class Job:
 def _get(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=10) as answer:
         return orjson.loads(answer.read())
+
+
+@dataclass
+class Process:
+    """A process of the job.
+
+    Attributes
+    ----------
+    resident, cpu
+        Bytes, and seconds of CPU so far, of each sample.
+    """
+
+    name: str
+    process: psutil.Process
+    resident: list[int] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def sample(self) -> None:
+        self.resident.append(self.process.memory_info().rss)
+        times = self.process.cpu_times()
+        self.cpu.append(times.user + times.system)
+
+
+def processes(job: Job, pid: int) -> list[Process]:
+    """The command, the JVM, the nursery and the Python workers that it forked, and Redis.
+
+    Not the launchers, which do nothing but wait for their worker.
+    """
+    command = psutil.Process(pid)
+    found = [Process("command", command)]
+    for child in sorted(command.children(), key=lambda child: child.pid):
+        if "java" in child.name():
+            found.append(Process("JVM", child))
+        elif "flink_jobs.nursery" in child.cmdline():
+            found.append(Process("nursery", child))
+            workers = sorted(child.children(), key=lambda worker: worker.pid)
+            found += [Process(f"Python worker {n}", worker) for n, worker in enumerate(workers, 1)]
+    return [*found, Process("Redis", psutil.Process(job.connection.info("server")["process_id"]))]
 
 
 def command(state: Path, source: str, settings: Mapping[str, Any], *options: str) -> list[str]:

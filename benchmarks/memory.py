@@ -15,14 +15,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import psutil  # type: ignore[import-untyped]
-
 from benchmarks.common import median, progress, scratch, show, store
-from benchmarks.jobs import CLEAN, KEYS, Job, running
+from benchmarks.jobs import CLEAN, KEYS, Job, processes, running
 from flink_jobs.settings import assignment
 from udfs.generator import START
 
@@ -40,48 +37,6 @@ _SETTINGS: Final[dict[str, Any]] = {
     "tiles.keep.1d": "1d",
 }
 _MB: Final = 2**20
-
-
-@dataclass
-class Process:
-    """A process of the job.
-
-    Attributes
-    ----------
-    resident
-        Bytes, each second.
-    """
-
-    name: str
-    process: psutil.Process
-    resident: list[int] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-
-    def sample(self) -> None:
-        self.resident.append(self.process.memory_info().rss)
-        times = self.process.cpu_times()
-        self.cpu.append(times.user + times.system)
-
-    def over(self, first: int, last: int) -> float:
-        """Median MB of some seconds."""
-        return median(self.resident[first:last]) / _MB
-
-
-def processes(job: Job, pid: int) -> list[Process]:
-    """The command, the JVM, the nursery and the Python workers that it forked, and Redis.
-
-    Not the launchers, which do nothing but wait for their worker.
-    """
-    command = psutil.Process(pid)
-    found = [Process("command", command)]
-    for child in sorted(command.children(), key=lambda child: child.pid):
-        if "java" in child.name():
-            found.append(Process("JVM", child))
-        elif "flink_jobs.nursery" in child.cmdline():
-            found.append(Process("nursery", child))
-            workers = sorted(child.children(), key=lambda worker: worker.pid)
-            found += [Process(f"Python worker {n}", worker) for n, worker in enumerate(workers, 1)]
-    return [*found, Process("Redis", psutil.Process(job.connection.info("server")["process_id"]))]
 
 
 def event_time(job: Job) -> int:
@@ -117,8 +72,8 @@ def measure(minutes: float, settings: dict[str, Any]) -> dict[str, Any]:
         "warm_up_event_time": warmed,
         "processes": {
             p.name: {
-                "start": p.over(warm, warm + sixth),
-                "end": p.over(seconds - sixth, seconds),
+                "start": median(p.resident[warm : warm + sixth]) / _MB,
+                "end": median(p.resident[seconds - sixth :]) / _MB,
                 "peak": max(p.resident) / _MB,
                 "cores": (p.cpu[-1] - p.cpu[warm]) / (seconds - warm),
                 "resident": p.resident,
