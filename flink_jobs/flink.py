@@ -109,6 +109,8 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         # A batch is one record of some megabytes. Where it fits into the buffers on its way, its sender goes on with
         # the next one while its receiver still learns the last.
         "taskmanager.network.memory.floating-buffers-per-gate": "256",
+        # How long the end of a batch may wait in a buffer that is not full; as long at each hop.
+        "execution.buffer-timeout.interval": "5 ms",
         "rest.port": "0",
         "rest.bind-port": "0",
         "rest.address": "localhost",
