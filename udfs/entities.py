@@ -35,10 +35,10 @@ def learned_entities(
     items: dict[str, int] = {}
     for family, key_of, of_shard in ((USER, keys.user, 1), (ITEM, keys.item, shards)):
         rows, heads = encoded[family], encoded[family].heads
-        values: dict[str, Iterable[bytes | int]] = {
+        values: dict[str, Iterable[bytes | str | int]] = {
             Field.COUNT: _texts(heads["count"]),
             Field.UPDATED_AT: _texts(heads["updated_at"]),
-            Field.BIAS: _texts(learner.model.biases(family, rows.weights)),
+            Field.BIAS: map(repr, learner.model.biases(family, rows.weights).tolist()),
         }
         if width := 4 * learner.model.n_factors:
             vectors = encode_vector(learner.model.vectors(family, rows.weights))
@@ -46,7 +46,7 @@ def learned_entities(
         if family == USER:
             values |= {Field.SHARD: repeat(shard), Field.SEEN: rows.seen}
         else:
-            values[Field.POPULARITY] = _texts(heads["popularity"])
+            values[Field.POPULARITY] = map(repr, heads["popularity"].tolist())
         row_keys = [key_of(row_id) for row_id in rows.row_ids]
         row_items = dict(zip(rows.row_ids, heads["seq"].tolist(), strict=True)) if family == ITEM else {}
         if learner.config.growth.has_tail:
@@ -68,7 +68,7 @@ def learned_entities(
 
 
 def _texts(numbers: Array) -> list[bytes]:
-    """Finite numbers as JSON writes them, which is as short as it can be without loss."""
+    """Whole numbers as text."""
     return orjson.dumps(numbers.tolist())[1:-1].split(b",") if len(numbers) else []
 
 
