@@ -34,7 +34,7 @@ from typing import Any, Final
 
 import numpy as np
 import orjson
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from benchmarks.common import N_FACTORS, progress, scratch, show, store
 from benchmarks.jobs import CLEAN, KEYS, Checkpoint, Job, Process, environment, percentile, processes

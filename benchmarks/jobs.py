@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import orjson
-import psutil  # type: ignore[import-untyped]
+import psutil
 import redis
 
 from benchmarks.common import N_FACTORS

@@ -32,6 +32,7 @@ from serving.connection import connect
 from udfs.batch import Batch
 from udfs.building import build
 from udfs.entities import header_entity, learned_entities
+from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig
 from udfs.publisher import Author, Entity, Publisher
 from udfs.rows import EncodedRows
@@ -59,7 +60,7 @@ def taught(users: int, items: int) -> Learner:
         for n in range(users * _SEEN)
     ]
     for at in range(0, len(rows), _BATCH):
-        for _ in learner.process(Batch(None, False, ["bench"], rows[at : at + _BATCH], b"")):
+        for _ in learner.process(Batch(None, False, ["bench"], Interactions.of(rows[at : at + _BATCH]), b"")):
             pass
         learner.finished_batches()
     return learner

@@ -90,6 +90,11 @@ def prepare_process(logs: Path) -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
+def windows_parallelism(settings: Settings) -> int:
+    """Subtasks of each window: with more than there are cores, a restart only takes longer, as each opens its state."""
+    return min(settings.parallelism, os.cpu_count() or 1)
+
+
 def configuration(settings: Settings, checkpoints: Path, restore: str | None, python: Path) -> dict[str, str]:
     """Flink's configuration of a local run, by Flink's own names; ``python`` is what starts its workers.
 
@@ -129,9 +134,9 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
         # What fails again and again is given up; what failed weeks ago does not count.
         "restart-strategy.type": "exponential-delay",
-        "restart-strategy.exponential-delay.initial-backoff": "500 ms",
+        "restart-strategy.exponential-delay.initial-backoff": "100 ms",
         "restart-strategy.exponential-delay.max-backoff": "10 s",
-        "restart-strategy.exponential-delay.backoff-multiplier": "2.0",
+        "restart-strategy.exponential-delay.backoff-multiplier": "3.0",
         "restart-strategy.exponential-delay.jitter-factor": "0.1",
         "restart-strategy.exponential-delay.reset-backoff-threshold": "5 min",
         "restart-strategy.exponential-delay.attempts-before-reset-backoff": "6",
@@ -146,6 +151,7 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         "python.map-state.read-cache-size": "1",
         "python.map-state.iterate-response-batch-size": "10000",
         "table.local-time-zone": "UTC",
+        "table.exec.resource.default-parallelism": str(windows_parallelism(settings)),
         # Each user has about one event a window: a first phase that merges nothing only costs.
         "table.optimizer.agg-phase-strategy": "ONE_PHASE",
     }

@@ -14,7 +14,7 @@ import redis
 from rich.console import Console
 
 from flink_jobs.embedded import embedded_redis
-from flink_jobs.flink import RunningJob, configuration, environments, execute_here
+from flink_jobs.flink import RunningJob, configuration, environments, execute_here, windows_parallelism
 from flink_jobs.nursery import Nursery, nursery
 from flink_jobs.settings import Resolved, SettingsError
 from flink_jobs.state import Manifest, StateFolder, may_go_on
@@ -279,7 +279,11 @@ def job_of(
             build, resolved.model_name, resolved.model_params, resolved.max_weight, settings.learner.engine
         ),
         publisher=functools.partial(Publisher, url, settings.prefix, submission, ttl, patience),
-        windows=Windows(tiles.spans, tiles.event_types, tiles.session_gap, manifest.gather) if tiles.enabled else None,
+        windows=Windows(
+            tiles.spans, tiles.event_types, tiles.session_gap, manifest.gather, windows_parallelism(settings)
+        )
+        if tiles.enabled
+        else None,
         keep={span: span_ms(keep) for span, keep in tiles.kept.items()},
         dead_letters=str(resolved.dead_letters.resolve()),
         shards=settings.shards,

@@ -134,7 +134,8 @@ def _publish_tiles(table_env: StreamTableEnvironment, feed: DataStream, job: Job
     pin_uids(beats, f"{Uid.TILES}-{job.part}-heartbeat")
     function = PublishTilesFunction(job.keep, list(windows.event_types), job.part, job.publisher)
     both = retyped(results, _RECORDS).union(retyped(beats, _RECORDS))
-    both.process(function, _NOTHING).uid(f"{Uid.TILES}-{job.part}-publish").name("publish tiles")
+    published = both.process(function, _NOTHING).uid(f"{Uid.TILES}-{job.part}-publish").name("publish tiles")
+    published.set_parallelism(windows.parallelism)
 
 
 def _write_dead_letters(letters: DataStream, folder: str) -> None:

@@ -44,12 +44,15 @@ class Windows:
     gather
         Results cross to Python in groups, each of what closes within so many milliseconds of event time: a
         multiple of the first span, see :func:`gathering_span`.
+    parallelism
+        Subtasks of each of them, as the configuration says to SQL.
     """
 
     spans: Sequence[str]
     event_types: Sequence[str]
     session_gap: str
     gather: int
+    parallelism: int
 
 
 def gathering_span(smallest: int, density: float) -> int:
