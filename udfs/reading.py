@@ -158,6 +158,19 @@ def without_terminator(line: bytes) -> bytes:
     return line.removesuffix(b"\r")
 
 
+def without_terminators(lines: Sequence[bytes]) -> list[bytes]:
+    """
+    >>> without_terminators([b"a\\n", b"\\r\\n", b"\\n", b"b"]), without_terminators([b"a\\n"]), without_terminators([])
+    ([b'a', b'', b'', b'b'], [b'a'], [])
+    """
+    text = b"".join(lines)
+    if b"\r" in text:
+        return [without_terminator(line) for line in lines]
+    # All but the last line end in a line feed, and have no other.
+    stripped = text.split(b"\n")
+    return stripped if len(stripped) == len(lines) else stripped[:-1]
+
+
 def columns(path: Path, first: bytes) -> list[str]:
     """The column names in the first line of a CSV file.
 
@@ -217,9 +230,9 @@ class _File:
             self.stream.close()
         return lines
 
-    def advance(self, line: bytes) -> None:
-        self.offset += len(line)
-        self.line += 1
+    def advance(self, lines: Sequence[bytes]) -> None:
+        self.offset += sum(map(len, lines))
+        self.line += len(lines)
 
     def go_back(self) -> None:
         """Reads again what :meth:`read` gave and :meth:`advance` did not pass."""
@@ -308,11 +321,10 @@ class FileFeed:
         cut = limit is not None and limit < len(lines)
         lines = lines[:limit]
         run = Run(str(file.path), file.line, len(lines))
-        for line in lines:
-            file.advance(line)
+        file.advance(lines)
         if cut:
             file.go_back()
-        return [run], [without_terminator(line) for line in lines]
+        return [run], without_terminators(lines)
 
     def _merged(self, limit: int | None) -> tuple[list[Run], list[bytes]]:
         runs: list[Run] = []
@@ -329,7 +341,7 @@ class FileFeed:
             taken.append(without_terminator(line))
             size += len(line)
             file.newest = self._time(file, line)
-            file.advance(line)
+            file.advance([line])
             self._push(number, lines, at + 1)
         return runs, taken
 
