@@ -32,7 +32,8 @@ BACKENDS = ("hashmap", "rocksdb")
 # What takes long to be found out is done now and then; what happens most is done most.
 WEIGHTS = {"stop_worker": 0, "silence_redis": 0, "kill_worker": 8, "replace_task_manager": 4, "change_leader": 2}
 TARGETS = {
-    "killed workers": (("kill_worker", "throw_before", "throw_after", "throw_published"), 5.0),
+    "killed workers": (("kill_worker",), 5.0),
+    "workers that threw": (("throw_before", "throw_after", "throw_published"), 5.0),
     "killed task managers": (("replace_task_manager",), 15.0),
     "hung workers": (("stop_worker",), 90.0),
 }
