@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import orjson
 
+from udfs.ids import placed
 from udfs.interactions import Interactions
 from udfs.packing import pack, pack_lines, unpack
 
@@ -75,17 +76,16 @@ class Batch:
         True
         """
         events = self.events
-        types = list(dict.fromkeys(events.event_types))
-        places = {name: place for place, name in enumerate(types)}
+        types, kinds = placed(events.event_types)
         numbers = [getattr(events, name).astype(kind).tobytes() for name, kind in _NUMBERS.items()]
-        numbers.append(np.array([places[name] for name in events.event_types], dtype="<u4").tobytes())
+        numbers.append(kinds.astype("<u4").tobytes())
         columns = pack(b"".join([*numbers, orjson.dumps([getattr(events, name) for name in _TEXTS])]))
         about: dict[str, Any] = {
             "watermark": self.watermark,
             "ended": self.ended,
             "sources": self.sources,
             "events": len(events),
-            "types": types,
+            "types": list(types),
             "size": len(columns),
         }
         if self.deletions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Set
 from typing import Final
 
 import orjson
@@ -36,7 +36,8 @@ class EventIds:
         # The newest time in a stored blob, and which keys it holds, so that it can be forgotten whole.
         self._blobs: dict[str, tuple[int, list[str]]] = {}
 
-    def __len__(self) -> int:
+    @property
+    def blobs(self) -> int:
         """How many blobs are stored."""
         return len(self._blobs)
 
@@ -44,7 +45,7 @@ class EventIds:
         self,
         events: Interactions,
         places: Array,
-        remembered_from: Callable[[], Array],
+        remembered_from: Array,
         number: int,
         puts: dict[str, bytes],
     ) -> dict[int, str]:
@@ -53,7 +54,7 @@ class EventIds:
         Parameters
         ----------
         remembered_from
-            Gives for each of ``events`` the time (ms) before which ids count as forgotten when it comes.
+            Of each of ``events``, the time (ms) before which ids count as forgotten when it comes.
         number
             What is to be stored goes to ``puts`` under this.
         """
@@ -68,11 +69,10 @@ class EventIds:
         again = [place for place, (first, time) in enumerate(zip(found, times, strict=True)) if first is not time]
         duplicates: dict[int, str] = {}
         if again:
-            oldest = remembered_from()
             for place in again:
                 at, key, time = named[place], keys[place], times[place]
                 first = self.seen[key]
-                if abs(time - first) <= self._horizon and first >= oldest[at]:
+                if abs(time - first) <= self._horizon and first >= remembered_from[at]:
                     duplicates[at] = f"event_id {event_ids[at]!r} of user_id {user_ids[at]!r} came before, at {first}"
                 else:
                     self.seen[key] = max(first, time)

@@ -172,7 +172,7 @@ class EventParser:
         events: list[Parsed] = []
         odd: dict[int, Rejected | None] = {}
         quick, complete = (self._quick if header is None else None), self._complete
-        all_plain = _is_plain(b"".join(lines))
+        all_plain = quick is not None and _is_plain(b"".join(lines))
         for at, line in enumerate(lines):
             event: Parsed | Rejected
             if quick is not None and (all_plain or _is_plain(line)):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, repeat
+from itertools import chain, count, repeat
+from typing import Any
 
 import numpy as np
 
@@ -78,6 +79,18 @@ class Ids(Mapping[str, int]):
         return removed
 
 
+def placed(texts: Sequence[str], more: Iterable[str] = ()) -> tuple[dict[str, int], np.ndarray[Any, Any]]:
+    """The place of each text among the distinct ones, in the order they come, then of ``more``; and the places of
+    ``texts``, dtype intp.
+
+    >>> places, column = placed(["tea", "rum", "tea"], ["gin"])
+    >>> places, column.tolist()
+    ({'tea': 0, 'rum': 1, 'gin': 2}, [0, 1, 0])
+    """
+    places = dict(zip(dict.fromkeys(chain(texts, more)), count(), strict=False))
+    return places, np.fromiter(map(places.__getitem__, texts), dtype=np.intp, count=len(texts))
+
+
 class Group:
     """The rows of a family that a group of events meets.
 
@@ -113,9 +126,8 @@ class Group:
     def __init__(self, ids: Ids, row_ids: Sequence[str], heirs: Mapping[str, str] | None = None) -> None:
         self.ids = ids
         self.row_ids = row_ids
-        self.distinct = list(dict.fromkeys(chain(row_ids, heirs.values()) if heirs else row_ids))
-        places = dict(zip(self.distinct, range(len(self.distinct)), strict=True))
-        self.slots = np.fromiter(map(places.__getitem__, row_ids), dtype=np.intp, count=len(row_ids))
+        places, self.slots = placed(row_ids, heirs.values() if heirs else ())
+        self.distinct = list(places)
         self.heirs = {places[heir]: places[of] for heir, of in heirs.items()} if heirs else {}
         self.numbers = ids.find(self.distinct)
 

@@ -117,7 +117,7 @@ class Intake:
         self.ended = False
         self.first_read_at: int | None = None  # wall clock, ms, of the first record of this run
         self.blob_number = 0
-        self.forgotten = 0  # where the inputs that ended left :attr:`remembered_from`
+        self.forgotten = 0  # where inputs that ended, or clocks that went back, left :attr:`remembered_from`
         self.event_ids = EventIds(config.dedup_horizon)
         self.tiles = None if config.tiles is None else TileFeeder(config.tiles)
 
@@ -137,7 +137,7 @@ class Intake:
                 "first_read_at": self.first_read_at,
                 "blob_number": self.blob_number,
                 "forgotten": self.forgotten,
-                "blobs": len(self.event_ids) + (0 if self.tiles is None else self.tiles.blobs),
+                "blobs": self.event_ids.blobs + (0 if self.tiles is None else self.tiles.blobs),
                 "part": self.config.part,
                 "reached": self._reached,
             }
@@ -229,12 +229,9 @@ class Intake:
                 set_aside[int(events.lines[at])] = Rejected("late", message)
             counts.late += int(np.count_nonzero(is_late))
         accepted = ~is_late if config.event_time else np.ones(len(events), dtype=bool)
-
-        def remembered_from() -> Array:
-            return np.maximum(self.forgotten, self._clocks(sources, events, before) - config.dedup_horizon)
-
+        oldest = self._remembered_from(sources, events, before)
         at_most = np.flatnonzero(accepted)
-        for at, message in self.event_ids.sift(events, at_most, remembered_from, self.blob_number, result.puts).items():
+        for at, message in self.event_ids.sift(events, at_most, oldest, self.blob_number, result.puts).items():
             accepted[at] = False
             counts.duplicate += 1
             set_aside[int(events.lines[at])] = Rejected("duplicate", message)
@@ -326,6 +323,15 @@ class Intake:
                 found[mine] = newest[:-1]
                 self.newest[source] = int(newest[-1])
         return found - events.times
+
+    def _remembered_from(self, sources: Sequence[str], events: Interactions, before: Mapping[str, int]) -> Array:
+        """:attr:`remembered_from` at each event, itself taken in; ``before`` are the clocks that the first found."""
+        clocks = self._clocks(sources, events, before) - self.config.dedup_horizon
+        oldest: Array = np.maximum.accumulate(np.maximum(self.forgotten, clocks))
+        if not self.config.merged and len(oldest):
+            # A source that is new takes the slowest clock back; what is forgotten stays so.
+            self.forgotten = int(oldest[-1])
+        return oldest
 
     def _clocks(self, sources: Sequence[str], events: Interactions, before: Mapping[str, int]) -> Array:
         """The watermark at each event, itself taken in; ``before`` are the clocks that the first of them found."""

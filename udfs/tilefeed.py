@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from udfs.ids import placed
+
 Longs = npt.NDArray[np.int64]
 
 DAY: Final = 86_400_000
@@ -430,9 +432,8 @@ class _Ids:
     """A column of ids as their places among the distinct ones."""
 
     def __init__(self, ids: Sequence[str]) -> None:
-        places = {text: place for place, text in enumerate(dict.fromkeys(ids))}
+        places, self.places = placed(ids)
         self.distinct = list(map(sys.intern, places))
-        self.places: Longs = np.fromiter(map(places.__getitem__, ids), np.int64, len(ids))
 
     def in_feed(self, letter: str) -> list[str]:
         """The distinct ids as they stand in the feed."""

@@ -571,3 +571,27 @@ def test_nor_does_an_input_that_follows_another(
     assert host.letters == whole.letters
     assert host.tiles == whole.tiles
     assert host.intake.counts == whole.intake.counts
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("event_time", [True, False])
+@given(
+    log=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 90), st.sampled_from("xyz")), max_size=25),
+    cuts=st.sets(st.integers(1, 24)),
+)
+def test_each_source_has_a_clock_however_the_log_is_cut(
+    merged: bool, event_time: bool, log: list[tuple[str, int, str]], cuts: set[int]
+) -> None:
+    config = replace(CONFIG, merged=merged, event_time=event_time, dedup_horizon=30_000, out_of_orderness=20_000)
+
+    def judged(bounds: list[int]) -> tuple[list[str], object, int]:
+        intake, letters = Intake(config), []
+        for start, end in itertools.pairwise(bounds):
+            part = log[start:end]
+            lines = [event(1_000 * time, event_id=event_id) for _, time, event_id in part]
+            runs = [Run(source, start + at, 1) for at, (source, _, _) in enumerate(part)]
+            letters += intake.process(Chunk(runs, lines), now=1).dead_letters
+        return letters, intake.counts, intake.watermark
+
+    one_by_one = judged(list(range(len(log) + 1)))
+    assert judged(sorted({0, len(log), *(cut for cut in cuts if cut < len(log))})) == one_by_one
