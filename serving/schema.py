@@ -199,7 +199,7 @@ class Tile:
         return self.sum / self.events if self.events else None
 
 
-def tile_field(span: str, start: int, part: int = 0) -> str:
+def tile_field(span: str, start: int | str, part: int = 0) -> str:
     """The field of a tile. ``part`` counts the inputs that ended before it: a window that was closed by the
     end of one input and went on with the next has a field for each, and readers add them up.
 

@@ -310,6 +310,7 @@ class PublishTilesFunction(ProcessFunction):
         self._make_publisher = publisher
 
     def open(self, runtime_context: RuntimeContext) -> None:
+        _calm_collector()
         self._publisher = self._make_publisher()
 
     def close(self) -> None:

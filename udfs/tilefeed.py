@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ import orjson
 from udfs.ids import placed
 
 Longs = npt.NDArray[np.int64]
+Whole = TypeVar("Whole", int, npt.NDArray[np.int64])
 
 DAY: Final = 86_400_000
 
@@ -93,8 +94,8 @@ def paired(first: int, second: int) -> int:
     return first * _PAIR + second
 
 
-def split_pair(pair: int) -> tuple[int, int]:
-    """The two counts in a sum of :func:`paired`; right while each is less than 2**31."""
+def split_pair(pair: Whole) -> tuple[Whole, Whole]:
+    """The two counts in a sum of :func:`paired`, or in each of many; right while each is less than 2**31."""
     second = (pair + _HALF) % _PAIR - _HALF
     return (pair - second) // _PAIR, second
 
