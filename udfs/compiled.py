@@ -61,9 +61,8 @@ class CompiledRanker(TableRanker):
 
         n, mean = len(ys), self._mean
         met = {USER: users, ITEM: items}
-        numbers = {family: np.array(group.numbers, dtype=np.intp) for family, group in met.items()}
-        rows = {family: self._tables[family].take(numbers[family], axis=0) for family in met}
-        known = {family: numbers[family] >= 0 for family in met}
+        rows = {family: self._tables[family].take(group.numbers, axis=0) for family, group in met.items()}
+        known = {family: group.numbers >= 0 for family, group in met.items()}
         new = sum(int(np.count_nonzero(~of)) for of in known.values())
         states = [generator.get_state() for generator in self._draws.generators] if new else []
         means = np.array([] if mean is None else [mean.n, mean._mean], dtype="<f8")
@@ -108,7 +107,7 @@ class CompiledRanker(TableRanker):
         }
         for family, group in met.items():
             group.admit(diverged)
-            places, of = np.array(group.numbers, dtype=np.intp), rows[family]
+            places, of = group.numbers, rows[family]
             if new and not (left := places >= 0).all():  # what diverged was the only record of its id
                 places, of = places[left], of[left]
             self._fitting(family)[places] = of

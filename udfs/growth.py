@@ -208,4 +208,4 @@ class Bounds:
         if not self.tails:
             return []
         numbers = self._rows[family].ids.find(map(tail_id, range(self.tails[family].rows)))
-        return [number for number in numbers if number >= 0]
+        return [number for number in numbers.tolist() if number >= 0]

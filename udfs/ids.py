@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, repeat
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.intp]
 
 
 class Ids(Mapping[str, int]):
@@ -24,9 +26,9 @@ class Ids(Mapping[str, int]):
     --------
     >>> ids = Ids()
     >>> ids.add(["tea", "rum", "tea"]), ids.names, dict(ids)
-    ([0, 1, 0], ['tea', 'rum'], {'tea': 0, 'rum': 1})
+    (array([0, 1, 0]), ['tea', 'rum'], {'tea': 0, 'rum': 1})
     >>> ids.remove(["tea"]), ids.add(["gin", "ale"]), ids.names
-    ([0], [0, 2], ['gin', 'rum', 'ale'])
+    (array([0]), array([0, 2]), ['gin', 'rum', 'ale'])
     """
 
     def __init__(self) -> None:
@@ -46,12 +48,15 @@ class Ids(Mapping[str, int]):
     def __contains__(self, row_id: object) -> bool:
         return row_id in self._numbers
 
-    def find(self, row_ids: Iterable[str]) -> list[int]:
+    def find(self, row_ids: Iterable[str]) -> Numbers:
         """The number of each id, -1 of one that is not known."""
-        return list(map(self._numbers.get, row_ids, repeat(-1)))
+        return np.fromiter(map(self._numbers.get, row_ids, repeat(-1)), dtype=np.intp)
 
-    def add(self, row_ids: Sequence[str]) -> list[int]:
+    def add(self, row_ids: Sequence[str]) -> Numbers:
         """The number of each id; an id that is not known gets a free one, or the next."""
+        found = self.find(row_ids)
+        if -1 not in found:
+            return found  # as most often
         numbers, names, free = self._numbers, self.names, self._free
         for row_id in row_ids:
             if row_id not in numbers:
@@ -62,9 +67,9 @@ class Ids(Mapping[str, int]):
                 else:
                     numbers[name] = len(names)
                     names.append(name)
-        return [numbers[row_id] for row_id in row_ids]
+        return self.find(row_ids)
 
-    def remove(self, row_ids: Iterable[str]) -> list[int]:
+    def remove(self, row_ids: Iterable[str]) -> Numbers:
         """Forgets ids, and returns the numbers they had, which are free from now on.
 
         Raises
@@ -76,10 +81,10 @@ class Ids(Mapping[str, int]):
         for number in removed:
             self.names[number] = ""
         self._free += removed
-        return removed
+        return np.array(removed, dtype=np.intp)
 
 
-def placed(texts: Sequence[str], more: Iterable[str] = ()) -> tuple[dict[str, int], np.ndarray[Any, Any]]:
+def placed(texts: Sequence[str], more: Iterable[str] = ()) -> tuple[dict[str, int], Numbers]:
     """The place of each text among the distinct ones, in the order they come, then of ``more``; and the places of
     ``texts``, dtype intp.
 
@@ -103,7 +108,7 @@ class Group:
     slots
         Of each event, where its id is in ``distinct``: dtype intp.
     numbers
-        Of each id in ``distinct``, its number; -1 while it is not known.
+        Of each id in ``distinct``, its number: dtype intp; -1 while it is not known.
     heirs
         By slots: an id that is not known, and whose weights it begins with, where they are known by then.
 
@@ -117,10 +122,10 @@ class Group:
     >>> ids = Ids()
     >>> group = Group(ids, ["tea", "rum", "tea", "gin"])
     >>> group.distinct, group.slots.tolist(), group.numbers
-    (['tea', 'rum', 'gin'], [0, 1, 0, 2], [-1, -1, -1])
+    (['tea', 'rum', 'gin'], [0, 1, 0, 2], array([-1, -1, -1]))
     >>> group.admit(diverged={1})
     >>> group.numbers, ids.names
-    ([0, -1, 1], ['tea', 'gin'])
+    (array([ 0, -1,  1]), ['tea', 'gin'])
     """
 
     def __init__(self, ids: Ids, row_ids: Sequence[str], heirs: Mapping[str, str] | None = None) -> None:

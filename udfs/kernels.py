@@ -245,3 +245,79 @@ def favour(slots: Array, ages: Array, popularity: Array) -> None:
         a, b = popularity[slots[event]], ages[event]
         high, low = max(a, b), min(a, b)
         popularity[slots[event]] = high + math.log2(1.0 + 2.0 ** (low - high))
+
+
+@njit(cache=True)
+def meet(users: Array, numbers: Array, items: Array, starts: Array, lengths: Array, size: int) -> None:
+    """Events into histories, of which the last ``size`` items stay: an item that is met again goes to the end.
+
+    Parameters
+    ----------
+    users, numbers
+        Of each event, whose history it goes to, and its item.
+    items
+        All histories. Written.
+    starts, lengths
+        Where each begins, and how long it is; there is room for what comes. Lengths are written.
+    """
+    for event in range(len(users)):
+        user, number = users[event], numbers[event]
+        start, length = starts[user], lengths[user]
+        if length > size:  # it was smaller when it was stored
+            for at in range(size):
+                items[start + at] = items[start + at + length - size]
+            length = size
+        place = length - 1
+        while place >= 0 and items[start + place] != number:
+            place -= 1
+        if place < 0:
+            if length < size:
+                length += 1
+                place = length - 1
+            else:
+                place = 0
+        for at in range(start + place, start + length - 1):
+            items[at] = items[at + 1]
+        items[start + length - 1] = number
+        lengths[user] = length
+
+
+@njit(cache=True)
+def move(users: Array, places: Array, items: Array, starts: Array, lengths: Array) -> None:
+    """Histories to other places, where nothing is. ``items`` and ``starts`` are written."""
+    for at in range(len(users)):
+        user, place = users[at], places[at]
+        for item in range(lengths[user]):
+            items[place + item] = items[starts[user] + item]
+        starts[user] = place
+
+
+@njit(cache=True)
+def json_sizes(starts: Array, lengths: Array, items: Array, ends: Array) -> Array:
+    """How many bytes :func:`write_json` writes of each history."""
+    sizes = np.empty(len(starts), dtype=np.int64)
+    for at in range(len(starts)):
+        size = max(lengths[at], 1) + 1  # brackets, and commas between items
+        for item in items[starts[at] : starts[at] + lengths[at]]:
+            size += ends[item + 1] - ends[item]
+        sizes[at] = size
+    return sizes
+
+
+@njit(cache=True)
+def write_json(starts: Array, lengths: Array, items: Array, ends: Array, texts: Array, out: Array) -> None:
+    """Histories as arrays of JSON, in a row; the JSON of item ``n`` is in ``texts`` up to ``ends[n + 1]``."""
+    to = 0
+    for at in range(len(starts)):
+        out[to] = 91  # [
+        to += 1
+        for item in items[starts[at] : starts[at] + lengths[at]]:
+            for place in range(ends[item], ends[item + 1]):
+                out[to] = texts[place]
+                to += 1
+            out[to] = 44  # ,
+            to += 1
+        if lengths[at] > 0:
+            to -= 1
+        out[to] = 93  # ]
+        to += 1

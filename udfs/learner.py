@@ -16,7 +16,6 @@ whatever the order of their arrival; it says which rows it touched; and it turns
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -298,7 +297,7 @@ class Learner:
         self.learned += len(events)
         self.diverged += len(letters)
         touched = {
-            family: dict(zip(group.distinct, group.numbers, strict=True))
+            family: dict(zip(group.distinct, group.numbers.tolist(), strict=True))
             for family, group in ((USER, users), (ITEM, items))
         }
         return Learned(touched, letters)
@@ -330,15 +329,13 @@ class Learner:
 
     def _remember(self, users: Group, items: Group, item_ids: Sequence[str] | None) -> None:
         """What users have seen; ``item_ids`` are the events' own where they may be learned on shared rows."""
-        rows, names = self.rows[USER], self.model.ids[ITEM].names
+        rows = self.rows[USER]
         if item_ids is None:
-            rows.remember(users, items.slots, [names[number] for number in items.numbers], self.config.seen)
+            rows.remember(users, items, self.config.seen)
             return
-        met = Group(self.model.ids[ITEM], item_ids)
-        rows.remember(users, met.slots, list(map(sys.intern, met.distinct)), self.config.seen)
-        for row_id, number in zip(users.distinct, users.numbers, strict=True):
-            if tail_number(row_id) is not None:
-                rows.seen[number] = ()  # nobody has seen what all have
+        rows.remember(users, Group(self.model.ids[ITEM], item_ids), self.config.seen)
+        # Nobody has seen what all have.
+        rows.seen.clear(users.numbers[[tail_number(row_id) is not None for row_id in users.distinct]])
 
     def known(self, family: str) -> int:
         """How many ids have a row of their own."""
@@ -411,10 +408,13 @@ class Learner:
 
     def encode(self, learned: Learned) -> dict[str, EncodedRows]:
         """The touched rows by family, encoded once for the state and for Redis."""
-        return {
-            family: self.rows[family].encode(rows, self.model.encode_rows(family, rows))
-            for family, rows in learned.touched.items()
-        }
+        encoded = {}
+        for family, rows in learned.touched.items():
+            row_ids, numbers = list(rows), np.fromiter(rows.values(), dtype=np.intp, count=len(rows))
+            encoded[family] = self.rows[family].encode(
+                row_ids, numbers, self.model.encode_rows(family, row_ids, numbers)
+            )
+        return encoded
 
     def restore(
         self,
@@ -494,8 +494,7 @@ class Learner:
                     raise Damaged(f"the state has rows of {family!r}, {self.model.name} has {[*self.rows]}; {REMEDY}")
                 row_ids = [row_id for of, row_id, _ in some if of == family]
                 parts = self.rows[family].restore(row_ids, [blob for of, _, blob in some if of == family])
-                for row_id, part in zip(row_ids, parts, strict=True):
-                    self.model.decode_row(family, row_id, part)
+                self.model.decode_rows(family, row_ids, parts)
 
     def _restore_counters(self, family: str, blocks: Iterable[tuple[str, bytes]]) -> None:
         tails = self.bounds.tails if self.bounds else {}

@@ -96,15 +96,15 @@ class RowModel(ABC):
     def restore_header(self, blob: bytes) -> None: ...
 
     @abstractmethod
-    def encode_rows(self, family: str, rows: Mapping[str, int]) -> Array:
-        """All that the model keeps of rows, given as numbers by id.
+    def encode_rows(self, family: str, row_ids: Sequence[str], numbers: Array) -> Array:
+        """All that the model keeps of rows, given by ids and numbers.
 
-        Little-endian doubles: shape ``(len(rows), any)``, contiguous.
+        Little-endian doubles: shape ``(len(row_ids), any)``, contiguous.
         """
 
     @abstractmethod
-    def decode_row(self, family: str, row_id: str, blob: bytes) -> None:
-        """Puts the bytes of a row that :meth:`encode_rows` gave into the model.
+    def decode_rows(self, family: str, row_ids: Sequence[str], blobs: Sequence[bytes]) -> None:
+        """Puts rows as :meth:`encode_rows` gave them into the model.
 
         Raises
         ------

@@ -116,14 +116,14 @@ class PlainBiasedMF(TableRanker):
         rows = self._tables[family].take(group.numbers, axis=0)
         vectors: list[Array | None] = list(rows[:, 1:])
         if -1 in group.numbers:
-            vectors = [None if number < 0 else row for number, row in zip(group.numbers, vectors, strict=True)]
+            vectors = [row if known else None for known, row in zip(group.numbers >= 0, vectors, strict=True)]
         return rows[:, 0].tolist(), vectors
 
     def _put_back(self, family: str, group: Group, biases: list[float], vectors: list[Array | None]) -> None:
         numbers = group.numbers
         if -1 in numbers:  # what diverged was the only record of its id
-            left = [slot for slot, number in enumerate(numbers) if number >= 0]
-            numbers, biases = [numbers[slot] for slot in left], [biases[slot] for slot in left]
+            left = np.flatnonzero(numbers >= 0).tolist()
+            numbers, biases = numbers[left], [biases[slot] for slot in left]
             vectors = [vectors[slot] for slot in left]
         rows = np.empty((len(numbers), 1 + self.n_factors))
         rows[:, 0] = biases

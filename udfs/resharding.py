@@ -143,9 +143,10 @@ class _Table:
     @classmethod
     def of(cls, learner: Learner, family: str) -> _Table:
         ids, rows = learner.model.ids[family], learner.rows[family]
-        numbers = list(ids.values())
+        names = list(ids)
+        numbers = ids.find(names)
         seen = [rows.seen[number] for number in numbers] if family == USER else []
-        return cls(list(ids), rows.heads.take(numbers), learner.model.encode_rows(family, ids), seen)
+        return cls(names, rows.heads.take(numbers), learner.model.encode_rows(family, names, numbers), seen)
 
     def take(self, places: Sequence[int]) -> _Table:
         return _Table(
@@ -159,9 +160,11 @@ class _Table:
         """Fills a learner that knows nothing of the family."""
         rows, model = learner.rows[family], learner.model
         model.ids[family].add(self.names)
-        rows.heads, rows.seen = self.heads, list(self.seen)
-        for name, weights in zip(self.names, self.weights, strict=True):
-            model.decode_row(family, name, weights.tobytes())
+        rows.heads = self.heads
+        if family == USER:
+            rows.seen.fit(len(self.names))
+            rows.seen.put(np.arange(len(self.names)), self.seen)
+        model.decode_rows(family, self.names, [weights.tobytes() for weights in self.weights])
 
 
 def parts(before: int, after: int) -> list[tuple[range, range]]:

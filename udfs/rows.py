@@ -8,15 +8,15 @@ an event costs is mostly waiting for memory.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import orjson
 
+from udfs.histories import Histories
 from udfs.ids import Group, Ids
 from udfs.models import USER, Array
 from udfs.seal import REMEDY, Damaged, sums
@@ -35,7 +35,6 @@ HEAD: Final = np.dtype(
     ]
 )
 _CHECK: Final = 8  # bytes of the checksum
-_LINE_FEED: Final = orjson.Fragment(b"\n")
 
 
 @dataclass(slots=True)
@@ -84,7 +83,7 @@ class Rows(Mapping[str, Row]):
     heads
         The fixed parts by number, dtype :data:`HEAD`; longer than there are rows.
     seen
-        Of users: the recent items by number, the newest last.
+        Of users: the recent items by number.
 
     Examples
     --------
@@ -92,7 +91,7 @@ class Rows(Mapping[str, Row]):
     >>> group = Group(users.ids, ["ann", "bob", "ann"])
     >>> group.admit(diverged={})
     >>> users.count(group, np.array([7, 8, 9]), 1)
-    >>> users.seen[0] = ("tea",)
+    >>> users.seen.put(np.array([0]), [["tea"]])
     >>> users["ann"]
     Row(count=2, updated_at=9, seq=3, popularity=-inf, seen=('tea',))
     """
@@ -101,7 +100,7 @@ class Rows(Mapping[str, Row]):
         self.family = family
         self.ids = ids
         self.heads = _unused(1_024)
-        self.seen: list[tuple[str, ...]] = []
+        self.seen = Histories()
 
     def __getitem__(self, row_id: str) -> Row:
         number = self.ids[row_id]
@@ -120,7 +119,7 @@ class Rows(Mapping[str, Row]):
         if places > len(self.heads):
             self.heads = np.concatenate([self.heads, _unused(max(len(self.heads), places))])
         if self.family == USER:
-            self.seen += [()] * (places - len(self.seen))
+            self.seen.fit(places)
 
     def older_than(self, time: int, spared: Sequence[int] = ()) -> list[str]:
         """The ids of the rows whose newest event was before a time, but for those of the numbers ``spared``."""
@@ -147,40 +146,22 @@ class Rows(Mapping[str, Row]):
         KeyError
             If one of them is not known.
         """
-        numbers = [self.ids[row_id] for row_id in row_ids]
+        numbers = np.array([self.ids[row_id] for row_id in row_ids], dtype=np.intp)
         self.heads[numbers] = _unused(1)
         if self.family == USER:
-            for number in numbers:
-                self.seen[number] = ()
+            self.seen.clear(numbers)
 
     def count(self, group: Group, times: Array, seq: int) -> None:
         """Counts the events of a group, at ``times``; ``seq`` is the shard's number of the first."""
         self._fit()
-        at = np.array(group.numbers, dtype=np.intp)[group.slots]
+        at = group.numbers[group.slots]
         np.add.at(self.heads["count"], at, np.uint64(1))
         np.maximum.at(self.heads["updated_at"], at, times)
         self.heads["seq"][at] = np.arange(seq, seq + len(at), dtype=np.uint64)  # of one row, the last stays
 
-    def remember(self, users: Group, items: Array, names: Sequence[str], size: int) -> None:
-        """Takes the items of a group's events into what their users have seen, of which the last ``size`` stay.
-
-        ``items`` has of each event where its item is in ``names``.
-        """
-        slots = users.slots
-        # What a user met lies together, in its order: one user after the other needs one set at a time.
-        by_user = items[np.argsort(slots, kind="stable")].tolist()
-        met = list(map(names.__getitem__, by_user))
-        seen, start = self.seen, 0
-        for number, end in zip(users.numbers, np.cumsum(np.bincount(slots)).tolist(), strict=True):
-            fresh, before = met[start:end], seen[number]
-            again = set(fresh)
-            if len(again) < len(fresh):
-                fresh = [*dict.fromkeys(reversed(fresh))][::-1]
-            if again.isdisjoint(before):
-                seen[number] = (*before, *fresh)[-size:]
-            else:
-                seen[number] = (*[name for name in before if name not in again], *fresh)[-size:]
-            start = end
+    def remember(self, users: Group, items: Group, size: int) -> None:
+        """Takes the items of a group's events into what their users have seen, of which the last ``size`` stay."""
+        self.seen.meet(users.numbers, users.slots, items.distinct, items.slots, size)
 
     def favour(self, group: Group, ages: Array) -> None:
         """Adds the events of a group to popularities; ``ages`` are their times in half-lives."""
@@ -190,37 +171,20 @@ class Rows(Mapping[str, Row]):
         kernels.favour(group.slots, ages, of_rows)
         self.heads["popularity"][group.numbers] = of_rows
 
-    def encode(self, rows: Mapping[str, int], weights: Array) -> EncodedRows:
-        """Rows, given as numbers by id, as they are stored with the model's weights of them."""
-        numbers = list(rows.values())
+    def encode(self, row_ids: Sequence[str], numbers: Array, weights: Array) -> EncodedRows:
+        """Rows, given by ids and numbers, as they are stored with the model's weights of them."""
         heads = self.heads.take(numbers)
         heads["size"] = weights.itemsize * weights.shape[1]
-        seen = self._seen_json(numbers) if self.family == USER else []
+        seen = self.seen.json(numbers) if self.family == USER else []
         words = np.empty((len(heads), (HEAD.itemsize + _CHECK) // 8 + weights.shape[1]), dtype="<u8")
         words[:, : HEAD.itemsize // 8] = heads.view("<u8").reshape(len(heads), HEAD.itemsize // 8)
         words[:, HEAD.itemsize // 8 : -1] = weights.view("<u8")
-        words[:, -1] = sums(words[:, :-1], self.family, rows, seen or repeat(b""))
+        words[:, -1] = sums(words[:, :-1], self.family, row_ids, seen or repeat(b""))
         text, length = words.tobytes(), 8 * words.shape[1]
         blobs = [text[at : at + length] for at in range(0, len(text), length)]
         if seen:
             blobs = [blob + tail for blob, tail in zip(blobs, seen, strict=True)]
-        return EncodedRows(list(rows), blobs, heads, weights, seen)
-
-    def _seen_json(self, numbers: Sequence[int]) -> list[bytes]:
-        """The recent items of each user as JSON.
-
-        Written as one array and cut: orjson takes 1 kB for each text, and a list for each user is one more object
-        that the cycle collector counts.
-        """
-        all_seen = [self.seen[number] for number in numbers]
-        if not all(all_seen):  # shared rows have seen nothing, and nothing can't be cut
-            return [orjson.dumps(seen) for seen in all_seen]
-        parts: list[Any] = []
-        for seen in all_seen:
-            parts += seen
-            parts.append(_LINE_FEED)
-        # A line feed in a string is escaped in JSON, so these are ours.
-        return orjson.dumps(parts[:-1]).replace(b",\n,", b"]\n[").split(b"\n") if parts else []
+        return EncodedRows(row_ids, blobs, heads, weights, seen)
 
     def restore(self, row_ids: Sequence[str], blobs: Sequence[bytes]) -> list[bytes]:
         """Takes up encoded rows, and returns the model's part of each.
@@ -245,8 +209,7 @@ class Rows(Mapping[str, Row]):
                 self._fit()
                 self.heads[numbers] = heads
                 if self.family == USER:
-                    for number, tail in zip(numbers, tails, strict=True):
-                        self.seen[number] = tuple(map(sys.intern, orjson.loads(tail)))
+                    self.seen.put(numbers, orjson.loads(b"[%b]" % b",".join(tails)))
                 return [blob[HEAD.itemsize : end] for blob in blobs]
         if len(blobs) == 1:
             raise self._refusal(row_ids[0], blobs[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,13 @@ class TableRanker(RiverRanker):
             table = self._tables[family] = np.concatenate([table, more])
         return table
 
-    def encode_rows(self, family: str, rows: Mapping[str, int]) -> Array:
-        return self._tables[family].take(list(rows.values()), axis=0)
+    def encode_rows(self, family: str, row_ids: Sequence[str], numbers: Array) -> Array:
+        return self._tables[family].take(numbers, axis=0)
 
-    def decode_row(self, family: str, row_id: str, blob: bytes) -> None:
-        self._check_size(family, row_id, blob)
-        [number] = self.ids[family].add([row_id])
-        self._fitting(family)[number] = np.frombuffer(blob, dtype="<f8")
+    def decode_rows(self, family: str, row_ids: Sequence[str], blobs: Sequence[bytes]) -> None:
+        self._check_sizes(family, row_ids, blobs)
+        numbers, table = self.ids[family].add(row_ids), self._fitting(family)
+        table[numbers] = np.frombuffer(b"".join(blobs), dtype="<f8").reshape(len(blobs), table.shape[1])
 
     def river(self) -> Any:
         model = super().river()

@@ -233,7 +233,7 @@ def _rows(shards: Sequence[oracle.Shard], notes: Path) -> Iterator[str]:
         model = build("biased_mf", {"n_factors": FACTORS})
         for family, row_id, blob in rows:
             model.ids[family].add([row_id])
-            model.decode_row(family, row_id, blob)
+            model.decode_rows(family, [row_id], [blob])
         found.append(weights("biased_mf", model.river()))
     if len(found) != len(expected):
         yield f"{len(found)} shards were restored"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,10 @@ class ReadBackModel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def decode_row(self, family: str, row_id: str, blob: bytes) -> None:
-        self._file.write(orjson.dumps([family, row_id, blob.hex()]) + b"\n")
-        self._model.decode_row(family, row_id, blob)
+    def decode_rows(self, family: str, row_ids: Sequence[str], blobs: Sequence[bytes]) -> None:
+        for row_id, blob in zip(row_ids, blobs, strict=True):
+            self._file.write(orjson.dumps([family, row_id, blob.hex()]) + b"\n")
+        self._model.decode_rows(family, row_ids, blobs)
 
     def learn(self, users: Any, items: Any, ys: Any) -> Any:
         raise AssertionError("what is read back learns nothing")

@@ -33,9 +33,9 @@ class NotedModel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def encode_rows(self, family: str, rows: Mapping[str, int]) -> Any:
-        weights = self._model.encode_rows(family, rows)
-        for row_id, row in zip(rows, weights, strict=True):
+    def encode_rows(self, family: str, row_ids: Sequence[str], numbers: Any) -> Any:
+        weights = self._model.encode_rows(family, row_ids, numbers)
+        for row_id, row in zip(row_ids, weights, strict=True):
             self._file.write(orjson.dumps([family, row_id, row.tobytes().hex()]) + b"\n")
         return weights
 

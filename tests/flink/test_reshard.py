@@ -23,6 +23,7 @@ from serving import Client
 from serving.connection import connect
 from tests.flink.harness import balanced, resolved, run_job, write_lines
 from tests.flink.test_runs import MODEL, all_fields, rated_events, stop_when
+from tests.udfs.cases import rows_of
 from udfs.building import build
 from udfs.intake import shard_of
 from udfs.interactions import Interactions
@@ -79,7 +80,7 @@ def assert_redis_has(client: Client, states: list[ShardState]) -> None:
         rows = [(*name.split(":", 1), blob) for name, blob in state.rows.items()]
         learner.restore(state.header, rows, state.waiting.items())  # type: ignore[arg-type]
         for family, found in ((USER, client.users), (ITEM, client.items)):
-            table = learner.model.encode_rows(family, learner.model.ids[family])
+            table = rows_of(learner.model, family, *learner.model.ids[family])
             known: dict[str, Any] = found(list(learner.model.ids[family]))
             for row_id, row in zip(learner.model.ids[family], table, strict=True):
                 learned = known[row_id].learned if family == USER else known[row_id].learned[shard]

@@ -54,7 +54,7 @@ def river(kind: str, optimizer: str) -> Any:
 
 def rows_of(model: RowModel, family: str, *row_ids: str) -> Any:
     """What a model keeps of some rows."""
-    return model.encode_rows(family, {row_id: model.ids[family][row_id] for row_id in row_ids})
+    return model.encode_rows(family, row_ids, model.ids[family].find(row_ids))
 
 
 def ratings(n: int, seed: int = 0, users: int = 12, items: int = 9) -> list[tuple[str, str, float]]:
@@ -86,7 +86,7 @@ def stored(model: RiverRanker) -> tuple[bytes, dict[tuple[str, str], bytes]]:
     rows = {
         (family, row_id): row.tobytes()
         for family, ids in model.ids.items()
-        for row_id, row in zip(ids, model.encode_rows(family, ids), strict=True)
+        for row_id, row in zip(ids, rows_of(model, family, *ids), strict=True)
     }
     return model.header(), rows
 
@@ -98,5 +98,5 @@ def rebuilt(
     model = made(kind, optimizer, max_weight)
     model.restore_header(header)
     for (family, row_id), blob in rows.items():
-        model.decode_row(family, row_id, blob)
+        model.decode_rows(family, [row_id], [blob])
     return model

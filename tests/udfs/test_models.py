@@ -201,14 +201,13 @@ def test_one_factor_is_a_number_to_river(kind: str, params: dict[str, Any]) -> N
         river.learn_one(user, item, y)
         assert model.step(user, item, y) == expected
     users = dict(model.ids["user"])
-    rows = model.encode_rows("user", users)
+    rows = rows_of(model, "user", *users)
     assert model.vectors("user", rows)[:, 0].tolist() == [river.u_latents[user] for user in users]
     assert model.biases("user", rows).tolist() == [
         river.u_biases[user] if kind == "biased_mf" else 0.0 for user in users
     ]
-    for user, row in zip(users, rows, strict=True):
-        plain.decode_row("user", user, row.tobytes())
-    assert plain.encode_rows("user", {user: plain.ids["user"][user] for user in users}).tobytes() == rows.tobytes()
+    plain.decode_rows("user", list(users), [row.tobytes() for row in rows])
+    assert rows_of(plain, "user", *users).tobytes() == rows.tobytes()
 
 
 @each_kind
@@ -405,7 +404,7 @@ class TestContract:
             for rating in ratings(60):
                 of.step(*rating)
         for family, heir, row_id in (("user", "ann", "u0"), ("item", "tea", "i0")):
-            copied.decode_row(family, heir, rows_of(copied, family, row_id).tobytes())
+            copied.decode_rows(family, [heir], [rows_of(copied, family, row_id).tobytes()])
         log = [("ann", "i1", 3.0), ("u1", "tea", 2.0), ("ann", "tea", 4.0)]
         users = Group(model.ids["user"], [user for user, _, _ in log], {"ann": "u0"})
         items = Group(model.ids["item"], [item for _, item, _ in log], {"tea": "i0"})
@@ -469,7 +468,7 @@ def test_other_factors_are_refused() -> None:
         build("biased_mf", {"n_factors": 5}).restore_header(model.header())
     model.step("u", "i", 1.0)
     with pytest.raises(ValueError, match=r"user 'u' has 40 bytes.*n_factors = 5.*48"):
-        build("biased_mf", {"n_factors": 5}).decode_row("user", "u", rows_of(model, "user", "u").tobytes())
+        build("biased_mf", {"n_factors": 5}).decode_rows("user", ["u"], [rows_of(model, "user", "u").tobytes()])
 
 
 def test_another_optimizer_is_refused() -> None:
@@ -526,7 +525,7 @@ def test_optimizers_without_a_place_in_a_row_are_refused_or_right() -> None:
             model = build("funk_mf", {"n_factors": 2, "optimizer": name})
             model.restore_header(header)
             for (family, row_id), blob in rows.items():
-                model.decode_row(family, row_id, blob)
+                model.decode_rows(family, [row_id], [blob])
             got += [_step(model, r) for r in log[60:]]
         assert got == expected, name
         assert stored(model) == stored(whole), name

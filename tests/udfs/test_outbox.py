@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.shells import batch_of
-from tests.udfs.cases import made
+from tests.udfs.cases import made, rows_of
 from tests.udfs.test_growth import log_of, logs
 from tests.udfs.test_learner import T0, Event
 from udfs.growth import GrowthConfig
@@ -337,6 +337,6 @@ def test_a_replay_in_another_order_takes_no_reader_back(
         for row_id, row in of.items():
             version, count, bias = connection.hmget(f"p:{family}:{row_id}", "version", "count", "bias")
             assert (int(version.rpartition(b".")[2]), int(count)) == (row.seq, row.count)
-            weights = shard.learner.model.encode_rows(family, {row_id: shard.learner.model.ids[family][row_id]})
+            weights = rows_of(shard.learner.model, family, row_id)
             assert float(bias) == shard.learner.model.biases(family, weights)[0]
     publisher.close()

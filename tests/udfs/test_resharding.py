@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.shells import batch_of
-from tests.udfs.cases import CASES, COMPILED, made, ratings
+from tests.udfs.cases import CASES, COMPILED, made, ratings, rows_of
 from udfs.building import build
 from udfs.intake import shard_of
 from udfs.learner import Learner, LearnerConfig
@@ -71,8 +71,8 @@ def resharded(olds: Sequence[ShardState], shards: int, model: Any = MODEL) -> li
 def predictions(model: RowModel, users: Sequence[str]) -> np.ndarray[Any, Any]:
     """Of each user and all items that a model knows, in the order of their ids."""
     items = sorted(model.ids[ITEM])
-    u = model.encode_rows(USER, {name: model.ids[USER][name] for name in users})
-    i = model.encode_rows(ITEM, {name: model.ids[ITEM][name] for name in items})
+    u = rows_of(model, USER, *users)
+    i = rows_of(model, ITEM, *items)
     products = model.vectors(USER, u) @ model.vectors(ITEM, i).T
     biases = model.biases(USER, u)[:, None] + model.biases(ITEM, i)[None, :]
     return np.asarray(model.global_mean() + biases + products)
@@ -89,7 +89,7 @@ def test_a_split_copies_to_the_bit(kind: str, optimizer: str, before: int, after
         assert now.model.header() == old.model.header()
         assert list(now.model.ids[ITEM]) == list(old.model.ids[ITEM])
         items = old.model.ids[ITEM]
-        assert now.model.encode_rows(ITEM, items).tobytes() == old.model.encode_rows(ITEM, items).tobytes()
+        assert rows_of(now.model, ITEM, *items).tobytes() == rows_of(old.model, ITEM, *items).tobytes()
         heads = now.rows[ITEM].heads[: len(items)]
         for name in ("updated_at", "seq"):
             assert (heads[name] == old.rows[ITEM].heads[name][: len(items)]).all()
@@ -150,7 +150,7 @@ def test_after_a_split_each_shard_goes_on_as_the_old_one_would(before: int, afte
     for family in (USER, ITEM):
         old, now = (learner.model for learner in (olds[shard_of(user, before)], new[shard_of(user, after)]))
         met = [user] if family == USER else list({event[3] for event in more})
-        rows = [m.encode_rows(family, {name: m.ids[family][name] for name in met}).tobytes() for m in (old, now)]
+        rows = [rows_of(m, family, *met).tobytes() for m in (old, now)]
         assert rows[0] == rows[1]
 
 
@@ -187,13 +187,12 @@ def test_copies_in_rotated_spaces_become_the_one_that_they_are(seed: int, after:
         learner.learned = 1_000 + shard
         for family in (USER, ITEM):
             names = [n for n in copy.model.ids[family] if family == ITEM or shard_of(n, 2) == shard]
-            ids = {name: copy.model.ids[family][name] for name in names}
-            weights = copy.model.encode_rows(family, ids)
+            weights = rows_of(copy.model, family, *names)
             weights[:, 1:] = weights[:, 1:] @ turn
-            blobs = copy.rows[family].encode(ids, weights).blobs
+            blobs = copy.rows[family].encode(names, copy.model.ids[family].find(names), weights).blobs
             for name, blob in zip(names, blobs, strict=True):
                 [part] = learner.rows[family].restore([name], [blob])
-                learner.model.decode_row(family, name, part)
+                learner.model.decode_rows(family, [name], [part])
         olds.append(state_of(learner))
     for state in resharded(olds, after):
         new = restored(state)
@@ -221,10 +220,9 @@ def test_before_items_are_averaged_no_prediction_moves(
         # The users as they were moved, with the items of their own shard.
         mixed = Learner(CONFIG, model())
         mixed.model.restore_header(new.model.header())
-        weights = new.model.encode_rows(USER, {name: new.model.ids[USER][name] for name in users})
+        weights = rows_of(new.model, USER, *users)
         for family, names, rows in ((USER, users, weights), (ITEM, items.names, items.weights)):
-            for name, row in zip(names, rows, strict=True):
-                mixed.model.decode_row(family, name, row.tobytes())
+            mixed.model.decode_rows(family, names, [row.tobytes() for row in rows])
         assert np.allclose(predictions(mixed.model, users), predictions(old.model, users), atol=1e-12)
 
 
@@ -235,9 +233,9 @@ def test_items_become_means_by_their_counts() -> None:
     new = restored(resharded([state_of(old) for old in olds], 1, model)[0], model)
     for name, row in new.rows[ITEM].items():
         known = [old for old in olds if name in old.rows[ITEM]]
-        biases = [float(old.model.encode_rows(ITEM, {name: old.model.ids[ITEM][name]})[0, 0]) for old in known]
+        biases = [float(rows_of(old.model, ITEM, name)[0, 0]) for old in known]
         counts = [old.rows[ITEM][name].count for old in known]
-        bias = float(new.model.encode_rows(ITEM, {name: new.model.ids[ITEM][name]})[0, 0])
+        bias = float(rows_of(new.model, ITEM, name)[0, 0])
         assert bias == pytest.approx(np.average(biases, weights=counts))
         assert row.updated_at == max(old.rows[ITEM][name].updated_at for old in known)
     means = [old.model.global_mean() for old in olds]
