@@ -50,6 +50,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/freshet warm-up
 	touch $@
 
 lock: $(INSTALLED)

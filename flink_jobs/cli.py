@@ -135,6 +135,23 @@ def run(**options: Any) -> None:
             _fail("interrupted before a savepoint was taken; the next run goes on from the last checkpoint", FAILED)
 
 
+@cli.command("warm-up")
+def warm_up() -> None:
+    """Make later starts of jobs quicker: once, after installation.
+
+    Runs a small job, of which the compiled kernels and the Java classes stay in the Python environment: 150 MB.
+    """
+    with _job_errors():
+        from flink_jobs.warming import warm_up as warm_up_environment
+
+        click.echo("running a small job; half a minute or so", err=True)
+        try:
+            path = warm_up_environment()
+        except OSError as error:
+            _fail(f"the Java classes can't be archived: {error}; runs start without it, some seconds later", FAILED)
+    click.echo(f"jobs start quicker now: {path} ({path.stat().st_size / 1e6:.0f} MB)")
+
+
 @cli.command()
 @_with(_RUN_OPTIONS)
 def republish(**options: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from flink_jobs import classes
 from flink_jobs.settings import Settings
 from flink_jobs.shardkeys import MAX_PARALLELISM
 from serving.schema import span_ms
@@ -21,7 +22,7 @@ _ENDED: Final = ("FAILED", "CANCELED", "FINISHED")
 
 _SENTENCES: Final = ("PublishError", "Fenced", "ValueError", "InputError")
 
-_JVM: Final = (
+JVM: Final = (
     # On few cores it leaves more of them to the windows than the default collector.
     "-XX:+UseParallelGC",
     # Sizes that spare it the full collections on the way there.
@@ -81,9 +82,9 @@ def _java_version(java: Path) -> int | None:
 def prepare_process(logs: Path) -> None:
     """Sets what the JVM and the Python workers take from the environment; before the JVM starts."""
     logs.mkdir(parents=True, exist_ok=True)
-    os.environ["JAVA_HOME"] = find_java()
+    java_home = os.environ["JAVA_HOME"] = find_java()
     os.environ["FLINK_LOG_DIR"] = str(logs)
-    os.environ.setdefault("JVM_ARGS", " ".join(_JVM))
+    os.environ.setdefault("JVM_ARGS", " ".join((*JVM, *classes.options(java_home))))
     # Workers of their own: in one process with the command line they would share one interpreter lock.
     os.environ["_python_worker_execution_mode"] = "process"
     # A module in the user's folder must not shadow one that a worker imports.
