@@ -28,6 +28,11 @@ JVM: Final = (
     # Sizes that spare it the full collections on the way there.
     "-XX:MetaspaceSize=256m",
     "-Xms1500m",
+    # What is new is a few batches and windows on their way, whatever the state: left to itself, the collector gives it
+    # more and more memory, up to gigabytes. Only what stays may make the heap grow.
+    "-Xmn700m",
+    "-XX:SurvivorRatio=4",
+    "-XX:-UseAdaptiveSizePolicy",
     # Planning a job is much code that runs a few thousand times. Compiling that to the last takes longer than the
     # rest of the start; what runs for every event comes to these numbers in a second.
     "-XX:Tier4InvocationThreshold=30000",
@@ -126,6 +131,8 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         "state.backend.type": "hashmap",
         # Also under RocksDB, whose dozens of instances then come up a second sooner after a fault.
         "state.backend.rocksdb.timer-service.factory": "HEAP",
+        # By levels, each fourth checkpoint or so rewrites all rows; so, it writes what was touched, and as much again.
+        "state.backend.rocksdb.compaction.style": "UNIVERSAL",
         "execution.checkpointing.interval": f"{span_ms(settings.checkpoint_interval)} ms",
         "execution.checkpointing.mode": "EXACTLY_ONCE",
         "execution.checkpointing.dir": checkpoints.as_uri(),
