@@ -27,10 +27,10 @@ JVM: Final = (
     "-XX:+UseParallelGC",
     # Sizes that spare it the full collections on the way there.
     "-XX:MetaspaceSize=256m",
-    "-Xms1500m",
+    "-Xms1900m",
     # What is new is a few batches and windows on their way, whatever the state: left to itself, the collector gives it
     # more and more memory, up to gigabytes. Only what stays may make the heap grow.
-    "-Xmn700m",
+    "-Xmn1200m",
     "-XX:SurvivorRatio=4",
     "-XX:-UseAdaptiveSizePolicy",
     # Planning a job is much code that runs a few thousand times. Compiling that to the last takes longer than the
