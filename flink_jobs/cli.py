@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -105,11 +106,17 @@ def _job_installed() -> Iterator[None]:
 def _job_errors() -> Iterator[None]:
     """Ends the program with a sentence and its exit code where a job can't start, or fails."""
     with _job_installed():
+        from py4j.protocol import Py4JError, Py4JJavaError
+
         from flink_jobs.flink import JavaError, JobFailed
         from flink_jobs.settings import SettingsError
         from flink_jobs.state import StateError
         from udfs.publisher import PublishError
         from udfs.reading import InputError
+    # Once its JVM is gone, py4j logs a stack trace for each object that it had there.
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: "py4j" not in record.pathname)
+    logging.getLogger().addHandler(handler)
     try:
         yield
     except (SettingsError, InputError, StateError, JavaError) as error:
@@ -118,6 +125,14 @@ def _job_errors() -> Iterator[None]:
         _fail(str(error), FAILED)
     except RedisError as error:
         _fail(f"Redis failed: {error}", FAILED)
+    except Py4JError as error:
+        if isinstance(error, Py4JJavaError):
+            raise
+        _fail(
+            "the JVM that Flink runs in ended: killed, or out of memory? Its log is in log/ of the state folder; the "
+            "same command goes on from the last checkpoint",
+            FAILED,
+        )
 
 
 @cli.command()
