@@ -15,6 +15,7 @@ from rich.console import Console
 
 from flink_jobs.embedded import embedded_redis
 from flink_jobs.flink import RunningJob, configuration, environments, execute_here, windows_parallelism
+from flink_jobs.kafka import Topic, find_topic
 from flink_jobs.nursery import Nursery, nursery
 from flink_jobs.settings import Resolved, SettingsError
 from flink_jobs.state import Manifest, StateFolder, may_go_on
@@ -187,11 +188,20 @@ def _not_newer(connection: Any, keys: Keys, manifest: Manifest) -> None:
         )
 
 
+def topic_of(resolved: Resolved) -> Topic | None:
+    """The topic that is read, asked for at its cluster; the JVM must be ready to start."""
+    if resolved.topic is None:
+        return None
+    return find_topic(resolved.topic, resolved.settings.kafka, resolved.settings.prefix)
+
+
 def gathering(resolved: Resolved, manifest: Manifest, files: list[tuple[str, str]]) -> int:
     from flink_jobs.windows import gathering_span
 
     settings = resolved.settings
-    if files:
+    if resolved.topic is not None:
+        density = float("inf")  # what is read live is written when its window closes
+    elif files:
         density = peak_density(files, _event_format(resolved, manifest))
     else:
         density = 1 / settings.generator.interval
@@ -217,17 +227,22 @@ def job_of(
     files: list[tuple[str, str]] | None,
     run_id: str,
     submission: int,
+    topic: Topic | None = None,
 ) -> Job:
     """The topology's parts, from the settings; without ``files``, of a job that reads nothing."""
     # Imported here: PyFlink takes seconds, and settings should be judged without it.
-    from flink_jobs.sources import FeedSource
-    from flink_jobs.topology import Job
+    from flink_jobs.sources import FeedSource, TopicSource
+    from flink_jobs.topology import Job, Source
     from flink_jobs.windows import Windows
 
     settings = resolved.settings
     fmt = _event_format(resolved, manifest)
     journal = StateFolder(settings.state_dir).journal
-    if files is None:
+    source: Source
+    if topic is not None:
+        kafka = settings.kafka
+        source = TopicSource(topic, journal, span_ms(kafka.gather), span_ms(kafka.discovery_interval))
+    elif files is None:
         source = FeedSource(settings.source.partition(":")[0], IdleFeed, ("", ""), journal)
     elif files:
         feed: Any = functools.partial(FileFeed, files, fmt, run_id, settings.batch_bytes)
@@ -255,6 +270,9 @@ def job_of(
             run_id=run_id,
             epoch=manifest.epoch,
             part=manifest.part,
+            partitions=() if topic is None else topic.partitions,
+            idle_after=0 if topic is None else span_ms(settings.kafka.idle_after),
+            records=resolved.topic is not None,
         ),
         learner=LearnerConfig(
             weights=dict(settings.weight),
@@ -272,6 +290,7 @@ def job_of(
             ),
             repeatable=source.merged or resolved.time == "event",
             position_names=source.position_names,
+            records=resolved.topic is not None,
             run_id=run_id,
             part=manifest.part,
         ),
@@ -301,9 +320,12 @@ def submit(
     changes: Mapping[str, str] | None = None,
 ) -> RunningJob:
     """``changes``: to Flink's configuration, by its names."""
+    from flink_jobs.sources import TopicSource
     from flink_jobs.topology import build as build_topology
 
     values = configuration(resolved.settings, folder.checkpoints, snapshot, python)
+    if isinstance(job.source, TopicSource):
+        values["pipeline.jars"] = job.source.topic.jar.as_uri()
     env, table_env = environments({**values, **(changes or {})})
     build_topology(env, table_env, job)
     return RunningJob(execute(env))

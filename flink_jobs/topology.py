@@ -50,7 +50,7 @@ _NOTHING = Types.INT()  # operators at the end of the job give nothing, but must
 
 
 class Source(Protocol):
-    """Where chunks come from. A Kafka source joins here."""
+    """Where chunks come from."""
 
     @property
     def position_names(self) -> tuple[str, str]:
