@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from flink_jobs.settings import KafkaSettings, SettingsError
+from flink_jobs.settings import KafkaSettings, Resolved, SettingsError
 from udfs.reading import InputError
 
 CONNECTOR: Final = "flink-sql-connector-kafka-5.0.0-2.2.jar"
@@ -85,13 +85,11 @@ class Topic:
     starts
         By the numbers of its partitions, the offsets where a state that is new begins. They are fixed before the job is
         submitted: a restart before the first checkpoint begins there, too.
-    properties
-        Of its clients.
+    group
+        The consumer group that reads it.
     """
 
     name: str
-    jar: Path
-    properties: Mapping[str, str]
     starts: Mapping[int, int]
     group: str
 
@@ -101,17 +99,39 @@ class Topic:
         return tuple(f"{self.name}-{number}" for number in sorted(self.starts))
 
 
-def find_topic(name: str, settings: KafkaSettings, prefix: str) -> Topic:
-    """
+@dataclass(frozen=True)
+class Kafka:
+    """What a job has of Kafka: the connector's jar, what clients are configured with, and the topics."""
+
+    jar: Path
+    properties: Mapping[str, str]
+    source: Topic | None
+    letters: str | None
+
+
+def find_kafka(resolved: Resolved) -> Kafka | None:
+    """The topics of a job, asked for at their cluster; None if it has none. The JVM must be ready to start.
+
     Raises
     ------
+    SettingsError
+        If there is no connector, or no client can be made.
     InputError
-        If the cluster does not answer, or has no such topic.
+        If the cluster does not answer, or does not have a topic.
     """
-    jar = connector(settings)
-    properties = client_properties(settings)
-    group = settings.group or f"freshet-{prefix}"
-    return Topic(name, jar, properties, _Admin(jar, properties).starts(name, settings.start, group), group)
+    if resolved.topic is None and resolved.letter_topic is None:
+        return None
+    settings = resolved.settings
+    jar = connector(settings.kafka)
+    properties = client_properties(settings.kafka)
+    admin = _Admin(jar, properties)
+    source = None
+    if resolved.topic is not None:
+        group = settings.kafka.group or f"freshet-{settings.prefix}"
+        source = Topic(resolved.topic, admin.starts(resolved.topic, settings.kafka.start, group), group)
+    if resolved.letter_topic is not None:
+        admin.partitions(resolved.letter_topic)
+    return Kafka(jar, properties, source, resolved.letter_topic)
 
 
 class _Admin:
@@ -145,11 +165,16 @@ class _Admin:
         finally:
             client.close()
 
-    def starts(self, topic: str, start: str, group: str) -> dict[int, int]:
-        with self._client(f"can't be asked for the topic {topic!r}") as client:
+    def partitions(self, topic: str) -> list[int]:
+        """The numbers of a topic's partitions."""
+        with self._client(f"has no usable topic {topic!r} (create it, or name another)") as client:
             names = self._java.util.Collections.singletonList(topic)
             found = client.describeTopics(names).allTopicNames().get().get(topic).partitions()
-            numbers = [int(partition.partition()) for partition in found]
+            return [int(partition.partition()) for partition in found]
+
+    def starts(self, topic: str, start: str, group: str) -> dict[int, int]:
+        numbers = self.partitions(topic)
+        with self._client(f"does not tell the offsets of {topic!r}") as client:
             earliest = self._offsets(client, topic, numbers, "earliest")
             if start == "earliest":
                 return earliest

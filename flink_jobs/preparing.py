@@ -15,7 +15,7 @@ from rich.console import Console
 
 from flink_jobs.embedded import embedded_redis
 from flink_jobs.flink import RunningJob, configuration, environments, execute_here, windows_parallelism
-from flink_jobs.kafka import Topic, find_topic
+from flink_jobs.kafka import Kafka
 from flink_jobs.nursery import Nursery, nursery
 from flink_jobs.settings import Resolved, SettingsError
 from flink_jobs.state import Manifest, StateFolder, may_go_on
@@ -188,13 +188,6 @@ def _not_newer(connection: Any, keys: Keys, manifest: Manifest) -> None:
         )
 
 
-def topic_of(resolved: Resolved) -> Topic | None:
-    """The topic that is read, asked for at its cluster; the JVM must be ready to start."""
-    if resolved.topic is None:
-        return None
-    return find_topic(resolved.topic, resolved.settings.kafka, resolved.settings.prefix)
-
-
 def gathering(resolved: Resolved, manifest: Manifest, files: list[tuple[str, str]]) -> int:
     from flink_jobs.windows import gathering_span
 
@@ -227,10 +220,11 @@ def job_of(
     files: list[tuple[str, str]] | None,
     run_id: str,
     submission: int,
-    topic: Topic | None = None,
+    kafka: Kafka | None = None,
 ) -> Job:
     """The topology's parts, from the settings; without ``files``, of a job that reads nothing."""
     # Imported here: PyFlink takes seconds, and settings should be judged without it.
+    from flink_jobs.letters import LetterFiles, LetterTopic
     from flink_jobs.sources import FeedSource, TopicSource
     from flink_jobs.topology import Job, Source
     from flink_jobs.windows import Windows
@@ -239,9 +233,10 @@ def job_of(
     fmt = _event_format(resolved, manifest)
     journal = StateFolder(settings.state_dir).journal
     source: Source
-    if topic is not None:
-        kafka = settings.kafka
-        source = TopicSource(topic, journal, span_ms(kafka.gather), span_ms(kafka.discovery_interval))
+    topic = None if kafka is None else kafka.source
+    if kafka is not None and topic is not None:
+        gather, discovery = span_ms(settings.kafka.gather), span_ms(settings.kafka.discovery_interval)
+        source = TopicSource(topic, kafka.properties, journal, gather, discovery)
     elif files is None:
         source = FeedSource(settings.source.partition(":")[0], IdleFeed, ("", ""), journal)
     elif files:
@@ -304,7 +299,9 @@ def job_of(
         if tiles.enabled
         else None,
         keep={span: span_ms(keep) for span, keep in tiles.kept.items()},
-        dead_letters=str(resolved.dead_letters.resolve()),
+        dead_letters=LetterFiles(str(resolved.dead_letters.resolve()))
+        if kafka is None or kafka.letters is None
+        else LetterTopic(kafka.letters, kafka.properties),
         shards=settings.shards,
         part=manifest.part,
     )
@@ -318,14 +315,14 @@ def submit(
     python: Path,
     execute: Callable[[Any], Any] = execute_here,
     changes: Mapping[str, str] | None = None,
+    jar: Path | None = None,
 ) -> RunningJob:
-    """``changes``: to Flink's configuration, by its names."""
-    from flink_jobs.sources import TopicSource
+    """``changes``: to Flink's configuration, by its names; ``jar``: of a connector."""
     from flink_jobs.topology import build as build_topology
 
     values = configuration(resolved.settings, folder.checkpoints, snapshot, python)
-    if isinstance(job.source, TopicSource):
-        values["pipeline.jars"] = job.source.topic.jar.as_uri()
+    if jar is not None:
+        values["pipeline.jars"] = jar.as_uri()
     env, table_env = environments({**values, **(changes or {})})
     build_topology(env, table_env, job)
     return RunningJob(execute(env))

@@ -270,7 +270,9 @@ class Settings(_Section):
     redis: Annotated[str, AfterValidator(_redis)] = "embedded"
     redis_client: RedisSettings = RedisSettings()
     prefix: Annotated[str, AfterValidator(_prefix)] = "freshet"
-    dead_letters: Folder | None = Field(None, description="folder; by default dead-letters in state_dir")
+    dead_letters: Annotated[str, AfterValidator(_topic)] | None = Field(
+        None, description="folder or kafka:TOPIC; by default dead-letters in state_dir"
+    )
     state_dir: Folder = Path(".freshet")
     fresh: bool = False
     summary: Folder | None = None
@@ -329,7 +331,16 @@ class Resolved:
 
     @property
     def dead_letters(self) -> Path:
-        return self.settings.dead_letters or self.settings.state_dir / "dead-letters"
+        """The folder for them, where they do not go to a topic."""
+        given = self.settings.dead_letters
+        own = given is None or self.letter_topic is not None
+        return self.settings.state_dir / "dead-letters" if own else Path(str(given)).expanduser()
+
+    @property
+    def letter_topic(self) -> str | None:
+        """The topic for dead letters, where they go to one."""
+        kind, _, topic = (self.settings.dead_letters or "").partition(":")
+        return topic if kind == "kafka" else None
 
     @property
     def model_name(self) -> str:
@@ -352,7 +363,8 @@ class Resolved:
     def rows(self) -> list[tuple[str, Any, str]]:
         """Every setting with its value and its origin, for ``freshet check``: what a run will use."""
         shown = flatten(self.settings.model_dump(mode="json"))
-        shown |= {"time": self.time, "dead_letters": str(self.dead_letters)}
+        letters = self.settings.dead_letters if self.letter_topic else str(self.dead_letters)
+        shown |= {"time": self.time, "dead_letters": letters}
         shown |= {f"tiles.keep.{span}": keep for span, keep in self.settings.tiles.kept.items()}
         for section in ("model", "weight", "field", "flink", "kafka.properties"):
             shown.pop(section, None)
@@ -523,12 +535,14 @@ def _check_kafka(resolved: Resolved) -> None:
                 "into a file, kafka.properties_file, or into the environment, "
                 f"{ENVIRONMENT}{name.upper().replace('.', '__')}"
             )
-    if resolved.topic is not None and kafka.bootstrap_servers is None:
+    topic = resolved.topic or resolved.letter_topic
+    if topic is not None and kafka.bootstrap_servers is None:
         raise SettingsError(
-            f"kafka.bootstrap_servers: where is the Kafka that has {resolved.topic!r}? "
-            "--set kafka.bootstrap_servers=HOST:PORT"
+            f"kafka.bootstrap_servers: where is the Kafka that has {topic!r}? --set kafka.bootstrap_servers=HOST:PORT"
         )
+    if topic is not None and resolved.topic == resolved.letter_topic:
+        raise SettingsError(f"dead_letters: {topic!r} is the topic that is read: its dead letters would be read again")
     if resolved.topic is not None and resolved.settings.format == "csv":
         raise SettingsError("format: records of a topic are JSON objects, csv is for files")
-    if span_ms(kafka.gather) == 0 or span_ms(kafka.gather) > span_ms("1m"):
+    if span_ms(kafka.gather) > span_ms("1m"):
         raise SettingsError(f"kafka.gather: {kafka.gather!r} is not within 1ms and 1m")

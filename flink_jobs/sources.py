@@ -3,7 +3,7 @@ topic of Kafka is read by Flink's own connector, in the JVM."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,11 +56,14 @@ class TopicSource:
 
     Attributes
     ----------
+    properties
+        Of Kafka's clients.
     gather, discovery
         Milliseconds in which records are gathered before they cross to Python; and between looks for new partitions.
     """
 
     topic: Topic
+    properties: Mapping[str, str]
     journal: Path
     gather: int
     discovery: int
@@ -108,7 +111,7 @@ class TopicSource:
             "scan.startup.specific-offsets": starts,
             "scan.topic-partition-discovery.interval": f"{self.discovery} ms",
             "properties.isolation.level": "read_committed",
-            **{f"properties.{name}": value for name, value in self.topic.properties.items()},
+            **{f"properties.{name}": value for name, value in self.properties.items()},
             "properties.group.id": self.topic.group,
         }
         table = TableDescriptor.for_connector("kafka").schema(columns)
@@ -127,7 +130,9 @@ class TopicSource:
                 CONCAT('{self.topic.name}-', CAST(`partition` AS STRING)),
                 ARRAY_JOIN(ARRAY_AGG(CAST(`offset` AS STRING)), ','),
                 ARRAY_JOIN(ARRAY_AGG(CONCAT_WS({field},
-                  CAST(EXTRACT(EPOCH FROM sent_at) * 1000 + EXTRACT(MILLISECOND FROM sent_at) AS STRING),
+                  COALESCE(
+                    CAST(EXTRACT(EPOCH FROM sent_at) * 1000 + EXTRACT(MILLISECOND FROM sent_at) AS STRING), {null}
+                  ),
                   COALESCE(DECODE(key, 'ISO-8859-1'), {null}),
                   DECODE(ENCODE(COALESCE(JSON_STRING(headers), '{{}}'), 'UTF-8'), 'ISO-8859-1'),
                   COALESCE(DECODE(`value`, 'ISO-8859-1'), {null})

@@ -19,6 +19,7 @@ from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
 from udfs.batch import Batch
 from udfs.chunk import Chunk
+from udfs.deadletters import letter_record
 from udfs.entities import tile_entities
 from udfs.intake import Intake, IntakeConfig, IntakeResult
 from udfs.learner import Learner, LearnerConfig
@@ -39,6 +40,9 @@ CHUNK: Final = BYTES  # by the name of its log
 BATCH: Final = BYTES  # by the key of its shard
 TILE_FEED: Final = OutputTag(
     "tile-feed", Types.ROW_NAMED(list(TileFeed._fields), [Types.STRING(), Types.STRING(), Types.LONG()])
+)
+LETTER: Final = Types.ROW_NAMED(
+    ["key", "value", "headers", "time_ms"], [BYTES, BYTES, Types.MAP(Types.STRING(), BYTES), Types.LONG()]
 )
 DEAD_LETTERS: Final = OutputTag("dead-letters", Types.STRING())
 
@@ -337,6 +341,15 @@ class ReshardFunction(KeyedProcessFunction):
             state.waiting.put(number, batch)
         for user_id, tombstone in new.tombstones.items():
             state.tombstones.put(user_id, tombstone)
+
+
+class LetterFunction(ProcessFunction):
+    """Dead letters in, as lines; records for a topic out."""
+
+    def process_element(self, value: str, ctx: ProcessFunction.Context) -> Iterator[Row]:
+        for line in value.split("\n"):
+            record = letter_record(line)
+            yield Row(record.key, record.value, record.headers, record.timestamp)
 
 
 class PublishTilesFunction(ProcessFunction):

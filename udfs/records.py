@@ -32,10 +32,10 @@ class TopicRecord:
     headers
         By their names: of several with one name, SQL gives the last.
     timestamp
-        Of the record in Kafka, in milliseconds.
+        Of the record in Kafka, in milliseconds; None where it has none.
     """
 
-    timestamp: int
+    timestamp: int | None
     key: bytes | None
     headers: dict[str, bytes | None]
     value: bytes | None
@@ -62,7 +62,7 @@ def read_record(record: bytes) -> TopicRecord:
     timestamp, key, headers, value = (_bytes(field) for field in record.split(_FIELD, 3))
     named: dict[str, str | None] = orjson.loads(headers or b"{}")
     decoded = {name: None if of is None else base64.b64decode(of) for name, of in named.items()}
-    return TopicRecord(int(timestamp or b"-1"), key, decoded, value)
+    return TopicRecord(None if timestamp is None else int(timestamp), key, decoded, value)
 
 
 def _bytes(field: bytes) -> bytes | None:
@@ -72,7 +72,8 @@ def _bytes(field: bytes) -> bytes | None:
 def as_text(record: TopicRecord) -> bytes:
     """The text of a record as SQL makes it."""
     headers = {name: None if of is None else base64.b64encode(of).decode() for name, of in record.headers.items()}
-    fields = (str(record.timestamp).encode(), record.key, orjson.dumps(headers), record.value)
+    time = None if record.timestamp is None else str(record.timestamp).encode()
+    fields = (time, record.key, orjson.dumps(headers), record.value)
     return FIELD.join(NULL if field is None else field.decode("latin-1") for field in fields).encode()
 
 

@@ -134,8 +134,13 @@ class KafkaClient:
     """Topics, sending and reading, through the client that the connector carries."""
 
     def __init__(self, connector: Path, properties: Mapping[str, str]) -> None:
-        self._jvm = client_package(connector)
+        self._connector = connector
         self._properties = dict(properties)
+
+    @property
+    def _jvm(self) -> Any:
+        """Asked for anew each time: where a thread of Python has another of Java's, that one does not know the jar."""
+        return client_package(self._connector)
 
     def _config(self, **more: str) -> Any:
         from pyflink.java_gateway import get_gateway
@@ -149,22 +154,24 @@ class KafkaClient:
         from pyflink.java_gateway import get_gateway
 
         java = get_gateway().jvm.java.util
-        new = self._jvm.clients.admin.NewTopic(topic, partitions, 1)
+        jvm = self._jvm
+        new = jvm.clients.admin.NewTopic(topic, partitions, 1)
         new.configs(java.HashMap({k.replace("_", "."): v for k, v in configs.items()}))
-        with self._admin() as admin:
+        with self._admin(jvm) as admin:
             admin.createTopics(java.Collections.singleton(new)).all().get()
 
     def grow(self, topic: str, partitions: int) -> None:
         from pyflink.java_gateway import get_gateway
 
         java = get_gateway().jvm.java.util
-        more = self._jvm.clients.admin.NewPartitions.increaseTo(partitions)
-        with self._admin() as admin:
+        jvm = self._jvm
+        more = jvm.clients.admin.NewPartitions.increaseTo(partitions)
+        with self._admin(jvm) as admin:
             admin.createPartitions(java.Collections.singletonMap(topic, more)).all().get()
 
     @contextlib.contextmanager
-    def _admin(self) -> Iterator[Any]:
-        admin = self._jvm.clients.admin.Admin.create(self._config())
+    def _admin(self, jvm: Any) -> Iterator[Any]:
+        admin = jvm.clients.admin.Admin.create(self._config())
         try:
             yield admin
         finally:
@@ -176,10 +183,11 @@ class KafkaClient:
         config = self._config(
             key_serializer=serializer, value_serializer=serializer, acks="all", linger_ms="20", batch_size="200000"
         )
-        producer = self._jvm.clients.producer.KafkaProducer(config)
+        jvm = self._jvm
+        producer = jvm.clients.producer.KafkaProducer(config)
         try:
             for record in records:
-                sent = self._jvm.clients.producer.ProducerRecord(
+                sent = jvm.clients.producer.ProducerRecord(
                     topic, record.partition, record.timestamp, record.key, record.value
                 )
                 for name, value in record.headers:
@@ -196,10 +204,11 @@ class KafkaClient:
         java = get_gateway().jvm.java
         deserializer = "org.apache.flink.kafka.shaded.org.apache.kafka.common.serialization.ByteArrayDeserializer"
         config = self._config(key_deserializer=deserializer, value_deserializer=deserializer)
-        consumer = self._jvm.clients.consumer.KafkaConsumer(config)
+        jvm = self._jvm
+        consumer = jvm.clients.consumer.KafkaConsumer(config)
         found: list[Record] = []
         try:
-            place = self._jvm.common.TopicPartition(topic, partition)
+            place = jvm.common.TopicPartition(topic, partition)
             places = java.util.Collections.singletonList(place)
             consumer.assign(places)
             end = consumer.endOffsets(places).get(place)
