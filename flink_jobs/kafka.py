@@ -16,6 +16,7 @@ from udfs.reading import InputError
 CONNECTOR: Final = "flink-sql-connector-kafka-5.0.0-2.2.jar"
 _FETCHED: Final = Path(__file__).resolve().parents[1] / "deploy" / "kafka" / "jars" / CONNECTOR
 _SHADED: Final = "org.apache.flink.kafka.shaded.org.apache.kafka"
+_KAFKAS: Final = re.compile(r"(?<![\w.])org\.apache\.kafka\.")
 _ASK_MS: Final = 20_000
 
 
@@ -59,7 +60,9 @@ def client_properties(settings: KafkaSettings) -> dict[str, str]:
     assert settings.bootstrap_servers is not None
     properties = {} if settings.properties_file is None else _properties_file(settings.properties_file)
     own = {"bootstrap.servers": settings.bootstrap_servers}
-    return properties | settings.properties | own
+    # The connector has Kafka's classes under names of its own.
+    given = {name: _KAFKAS.sub(f"{_SHADED}.", value) for name, value in (properties | settings.properties).items()}
+    return given | own
 
 
 def _properties_file(path: Path) -> dict[str, str]:

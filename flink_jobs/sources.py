@@ -134,7 +134,8 @@ class TopicSource:
                     CAST(EXTRACT(EPOCH FROM sent_at) * 1000 + EXTRACT(MILLISECOND FROM sent_at) AS STRING), {null}
                   ),
                   COALESCE(DECODE(key, 'ISO-8859-1'), {null}),
-                  DECODE(ENCODE(COALESCE(JSON_STRING(headers), '{{}}'), 'UTF-8'), 'ISO-8859-1'),
+                  CASE WHEN CARDINALITY(headers) = 0 THEN '{{}}'
+                  ELSE DECODE(ENCODE(JSON_STRING(headers), 'UTF-8'), 'ISO-8859-1') END,
                   COALESCE(DECODE(`value`, 'ISO-8859-1'), {null})
                 )), {record})
               ) AS records

@@ -22,6 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if jobs & set(item.path.parents):
             item.add_marker(pytest.mark.flink)
+        if Path(__file__).parent / "kafka" in item.path.parents:
+            item.add_marker(pytest.mark.timeout(900))  # jars are fetched, and processes killed
 
 
 @pytest.fixture(scope="session")

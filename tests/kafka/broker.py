@@ -36,24 +36,31 @@ class Broker:
         Of its data, its properties and its output.
     jars
         The folder with the broker's jars.
-    properties
-        More of the broker's own.
+
+    Attributes
+    ----------
+    servers, secured
+        Where it listens: to everyone, and over TLS to who knows :attr:`password`.
+    certificate
+        What a client of the second must trust, as PEM.
     """
 
-    def __init__(self, folder: Path, jars: Path, properties: Mapping[str, str] | None = None) -> None:
+    password = "canary-7f3a91"
+
+    def __init__(self, folder: Path, jars: Path) -> None:
         self.folder = folder
         self._jars = jars
-        self._port, self._controller = free_port(), free_port()
-        self.servers = f"127.0.0.1:{self._port}"
+        self._port, self._controller, secured = free_port(), free_port(), free_port()
+        self.servers, self.secured = f"127.0.0.1:{self._port}", f"127.0.0.1:{secured}"
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
         own = {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{self._controller}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._port}",
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "listeners": f"PLAINTEXT://{self.servers},SASL_SSL://{self.secured},CONTROLLER://127.0.0.1:{self._controller}",
+            "advertised.listeners": f"PLAINTEXT://{self.servers},SASL_SSL://{self.secured}",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL",
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
             "log.dirs": str(folder / "data"),
@@ -69,7 +76,7 @@ class Broker:
             "num.network.threads": "2",
             "num.io.threads": "2",
         }
-        own |= {name: value.replace("{port}", str(self._port)) for name, value in (properties or {}).items()}
+        own |= self._security()
         self._settings = folder / "server.properties"
         self._settings.write_text("".join(f"{name}={value}\n" for name, value in own.items()))
         cluster = uuid.uuid4().hex[:22]
@@ -86,6 +93,24 @@ class Broker:
                 start_new_session=True,
                 env={**os.environ, "JAVA_TOOL_OPTIONS": ""},
             )
+
+    def _security(self) -> dict[str, str]:
+        store = self.folder / "keys.p12"
+        keytool = [str(Path(find_java()) / "bin" / "keytool"), "-keystore", str(store), "-storepass", "changeit"]
+        subject = ["-dname", "CN=broker", "-ext", "SAN=ip:127.0.0.1", "-keyalg", "RSA", "-validity", "2"]
+        self.certificate = self.folder / "certificate.pem"
+        subprocess.run([*keytool, "-genkeypair", "-alias", "broker", *subject], check=True, capture_output=True)
+        exported = ["-exportcert", "-alias", "broker", "-rfc", "-file", str(self.certificate)]
+        subprocess.run([*keytool, *exported], check=True, capture_output=True)
+        return {
+            "ssl.keystore.location": str(store),
+            "ssl.keystore.type": "PKCS12",
+            "ssl.keystore.password": "changeit",
+            "sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.sasl_ssl.plain.sasl.jaas.config": (
+                f'org.apache.kafka.common.security.plain.PlainLoginModule required user_app="{self.password}";'
+            ),
+        }
 
     def start(self) -> None:
         self._process = self._java("kafka.Kafka", str(self._settings))
@@ -168,6 +193,17 @@ class KafkaClient:
         more = jvm.clients.admin.NewPartitions.increaseTo(partitions)
         with self._admin(jvm) as admin:
             admin.createPartitions(java.Collections.singletonMap(topic, more)).all().get()
+
+    def commit(self, group: str, topic: str, offsets: Mapping[int, int]) -> None:
+        """As a consumer group would."""
+        from pyflink.java_gateway import get_gateway
+
+        jvm, places = self._jvm, get_gateway().jvm.java.util.HashMap()
+        for partition, offset in offsets.items():
+            place = jvm.clients.consumer.OffsetAndMetadata(offset)
+            places.put(jvm.common.TopicPartition(topic, partition), place)
+        with self._admin(jvm) as admin:
+            admin.alterConsumerGroupOffsets(group, places).all().get()
 
     @contextlib.contextmanager
     def _admin(self, jvm: Any) -> Iterator[Any]:

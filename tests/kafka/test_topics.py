@@ -24,7 +24,7 @@ from udfs.generator import Generator, GeneratorConfig
 
 MODEL = {"model.n_factors": 4, "model.seed": 3}
 CONNECT = "__connect.errors."
-_WAIT_SECONDS = 90
+_WAIT_SECONDS = 240
 
 
 class TopicRun:
