@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
+
 from udfs.chunk import Chunk
 from udfs.reading import InputError, decode_position, encode_position, stored_place
 from udfs.records import Gathered
@@ -42,7 +44,7 @@ class TopicReader:
 
     def requests(self) -> Chunk | None:
         """The requests that are due here, if there are any."""
-        due = self._inbox.due(self.place, ended=False)
+        due = self._inbox.due(self.place, ended=False, offsets=self._next)
         hidden = (*filter(self._inbox.is_new, due), *self._inbox.ahead())
         return Chunk([], [], deletions=tuple(due), ahead=hidden) if due else None
 
@@ -66,8 +68,10 @@ class TopicReader:
         while start < len(gathered):
             if (requests := self.requests()) is not None:
                 yield requests
-            limit = self._inbox.limit(self.place)
-            end = len(gathered) if limit is None else min(start + max(limit, 1), len(gathered))
+            end, until = len(gathered), self._inbox.offset(source)
+            if until is not None:
+                cut = int(np.searchsorted(gathered.offsets, until))
+                end = cut if cut > start else end
             chunk = gathered.chunk(start, end)
             self._next[source] = int(gathered.offsets[end - 1]) + 1
             self.place = Place(self.place.inputs, self.place.lines + end - start)

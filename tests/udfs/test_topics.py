@@ -143,6 +143,26 @@ def test_a_deletion_takes_its_place_between_records_and_again_in_a_replay(tmp_pa
     assert again.taken == before.taken == 7
 
 
+def test_no_record_from_before_a_deletion_comes_after_it_when_partitions_come_in_another_order(tmp_path: Path) -> None:
+    def reader() -> TopicReader:
+        return TopicReader(Inbox(Journal(tmp_path / "journal"), "kafka", 0), None)
+
+    journal = Journal(tmp_path / "journal")
+    before = reader()
+    list(before.read(gathered(0, 0, 1)))
+    list(before.read(gathered(1, 0, 1, 2)))
+    with journal.requesting(["ann"], 7):
+        pass
+    assert before.requests() is not None
+
+    again = reader()
+    # More records than were read before the deletion, but not all of those.
+    assert all(not chunk.deletions for chunk in again.read(gathered(1, 0, 1, 2, 3, 4, 5)))
+    assert again.requests() is None
+    chunks = list(again.read(gathered(0, 0, 1, 2)))
+    assert [(len(chunk.lines), len(chunk.deletions)) for chunk in chunks] == [(2, 0), (0, 1), (1, 0)]
+
+
 # -------------------------------------------------------------------------------------------- watermark
 
 
