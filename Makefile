@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: run test lint bench chaos lock clean
+.PHONY: run test lint bench chaos lock kafka kafka-broker clean
 
 run: $(INSTALLED)
 	$(BIN)/freshet run $(ARGS)
@@ -43,6 +43,17 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.restart
 	$(BIN)/python -m benchmarks.lookups
 	$(BIN)/python -m benchmarks.memory
+
+# What `--source kafka:TOPIC` needs: Flink's connector, by Maven, its checksum compared.
+kafka:
+	mvn --batch-mode --no-transfer-progress --quiet -f deploy/kafka/pom.xml -P connector package
+	@echo "deploy/kafka/jars has the connector"
+
+# What the tests in tests/kafka need besides: the jars of a broker.
+kafka-broker: kafka
+	mvn --batch-mode --no-transfer-progress --quiet -f deploy/kafka/pom.xml -P broker package
+	cd deploy/kafka/broker && sha256sum --check --quiet --strict ../broker.sha256
+	@echo "deploy/kafka/broker has a broker"
 
 # The lock file pins the whole tree, with hashes; the project itself is installed on top of it.
 $(INSTALLED): requirements.lock pyproject.toml

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from flink_jobs.embedded import embedded_redis
 from flink_jobs.flink import RunningJob, configuration, environments, execute_here, windows_parallelism
+from flink_jobs.kafka import Kafka
 from flink_jobs.nursery import Nursery, nursery
 from flink_jobs.settings import Resolved, SettingsError
 from flink_jobs.state import Manifest, StateFolder, may_go_on
@@ -191,7 +192,9 @@ def gathering(resolved: Resolved, manifest: Manifest, files: list[tuple[str, str
     from flink_jobs.windows import gathering_span
 
     settings = resolved.settings
-    if files:
+    if resolved.topic is not None:
+        density = float("inf")  # what is read live is written when its window closes
+    elif files:
         density = peak_density(files, _event_format(resolved, manifest))
     else:
         density = 1 / settings.generator.interval
@@ -217,17 +220,24 @@ def job_of(
     files: list[tuple[str, str]] | None,
     run_id: str,
     submission: int,
+    kafka: Kafka | None = None,
 ) -> Job:
     """The topology's parts, from the settings; without ``files``, of a job that reads nothing."""
     # Imported here: PyFlink takes seconds, and settings should be judged without it.
-    from flink_jobs.sources import FeedSource
-    from flink_jobs.topology import Job
+    from flink_jobs.letters import LetterFiles, LetterTopic
+    from flink_jobs.sources import FeedSource, TopicSource
+    from flink_jobs.topology import Job, Source
     from flink_jobs.windows import Windows
 
     settings = resolved.settings
     fmt = _event_format(resolved, manifest)
     journal = StateFolder(settings.state_dir).journal
-    if files is None:
+    source: Source
+    topic = None if kafka is None else kafka.source
+    if kafka is not None and topic is not None:
+        gather, discovery = span_ms(settings.kafka.gather), span_ms(settings.kafka.discovery_interval)
+        source = TopicSource(topic, kafka.properties, journal, gather, discovery)
+    elif files is None:
         source = FeedSource(settings.source.partition(":")[0], IdleFeed, ("", ""), journal)
     elif files:
         feed: Any = functools.partial(FileFeed, files, fmt, run_id, settings.batch_bytes)
@@ -255,6 +265,9 @@ def job_of(
             run_id=run_id,
             epoch=manifest.epoch,
             part=manifest.part,
+            partitions=() if topic is None else topic.partitions,
+            idle_after=0 if topic is None else span_ms(settings.kafka.idle_after),
+            records=resolved.topic is not None,
         ),
         learner=LearnerConfig(
             weights=dict(settings.weight),
@@ -272,6 +285,7 @@ def job_of(
             ),
             repeatable=source.merged or resolved.time == "event",
             position_names=source.position_names,
+            records=resolved.topic is not None,
             run_id=run_id,
             part=manifest.part,
         ),
@@ -285,7 +299,9 @@ def job_of(
         if tiles.enabled
         else None,
         keep={span: span_ms(keep) for span, keep in tiles.kept.items()},
-        dead_letters=str(resolved.dead_letters.resolve()),
+        dead_letters=LetterFiles(str(resolved.dead_letters.resolve()))
+        if kafka is None or kafka.letters is None
+        else LetterTopic(kafka.letters, kafka.properties),
         shards=settings.shards,
         part=manifest.part,
     )
@@ -299,11 +315,14 @@ def submit(
     python: Path,
     execute: Callable[[Any], Any] = execute_here,
     changes: Mapping[str, str] | None = None,
+    jar: Path | None = None,
 ) -> RunningJob:
-    """``changes``: to Flink's configuration, by its names."""
+    """``changes``: to Flink's configuration, by its names; ``jar``: of a connector."""
     from flink_jobs.topology import build as build_topology
 
     values = configuration(resolved.settings, folder.checkpoints, snapshot, python)
+    if jar is not None:
+        values["pipeline.jars"] = jar.as_uri()
     env, table_env = environments({**values, **(changes or {})})
     build_topology(env, table_env, job)
     return RunningJob(execute(env))

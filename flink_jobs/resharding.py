@@ -69,6 +69,11 @@ def reshard(resolved: Resolved, console: Console) -> Moved:
             f"growth.min_events: a state where ids share rows ({settings.growth.min_events}) can't be moved to other "
             "shards; keep its number, or start anew with --fresh"
         )
+    if known.source.startswith("kafka:"):
+        raise SettingsError(
+            f"source: the state reads {known.source}; a state that reads a topic can't be moved to other shards yet, "
+            "since the job that moves it does not keep the connector's offsets"
+        )
     # The state's own source: its position is kept, whatever source the next run has.
     was = _with(resolved, shards=before, source=known.source)
     with prepared(was, console) as ready:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from flink_jobs.catalogue import load_catalogue
 from flink_jobs.flink import JobFailed, execute_here, prepare_process
+from flink_jobs.kafka import find_kafka
 from flink_jobs.preparing import files_of, gathering, job_of, prepared, purge, submit
 from flink_jobs.progress import Display, Monitor, Standing, Watchdog, summary_table
 from flink_jobs.settings import Resolved
@@ -65,6 +66,8 @@ def run(
     with prepared(resolved, console) as ready, _stopping(interrupted) as stopping:
         folder, connection, keys = ready.folder, ready.connection, ready.keys
         manifest, snapshot = ready.manifest, ready.snapshot
+        prepare_process(folder.logs)
+        kafka = find_kafka(resolved)  # before anything is changed: it may not be there
         # From here on a job that still writes under this prefix is fenced off.
         submission = draw_submission(connection, keys, time.time_ns() // 1_000_000)
         if snapshot is None:
@@ -79,10 +82,11 @@ def run(
         folder.store(manifest)
         run_id = f"{manifest.epoch}-{manifest.runs}"
         monitor = Monitor(connection, keys, settings.shards, run_id, submission, settings.metrics)
-        prepare_process(folder.logs)
         console.print("starting Flink" + (f" from {Path(snapshot).name}" if snapshot else ""), highlight=False)
-        parts = adapt(job_of(resolved, manifest, ready.url, files, run_id, submission))
-        job = submit(parts, resolved, folder, snapshot, ready.workers.launcher, execute)
+        parts = adapt(job_of(resolved, manifest, ready.url, files, run_id, submission, kafka))
+        job = submit(
+            parts, resolved, folder, snapshot, ready.workers.launcher, execute, jar=kafka.jar if kafka else None
+        )
         with Display(console) as display:
             patience = _HUNG_SECONDS + span_ms(settings.redis_client.patience) / 1_000
             watch = Watch(job, monitor, display, Watchdog(patience), ready.workers, stopping)

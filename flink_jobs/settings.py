@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -57,8 +58,25 @@ def _prefix(value: str) -> str:
 
 def _source(value: str) -> str:
     kind, _, rest = value.partition(":")
-    if value != "generator" and not (kind == "file" and rest):
-        raise ValueError("write generator or file:PATH")
+    if value != "generator" and not (kind in ("file", "kafka") and rest):
+        raise ValueError("write generator, file:PATH or kafka:TOPIC")
+    return _topic(value)
+
+
+def _topic(value: str) -> str:
+    kind, sign, topic = value.partition(":")
+    if kind == "kafka" and sign and not re.fullmatch(r"[A-Za-z0-9._\-]{1,249}", topic):
+        raise ValueError("write kafka:TOPIC; a topic's name has up to 249 letters, digits or any of . _ -")
+    return value
+
+
+def _start(value: str) -> str:
+    if value in ("earliest", "latest", "group") or value.isdecimal():
+        return value
+    try:
+        datetime.fromisoformat(value)
+    except ValueError as error:
+        raise ValueError("write earliest, latest, group, or a time: ISO-8601 or milliseconds") from error
     return value
 
 
@@ -108,6 +126,37 @@ def _flink(value: dict[str, Any]) -> dict[str, str]:
         raise ValueError(f"freshet sets {fixed} itself: {FLINK_FIXED[fixed]}")
     # As Flink reads them, also where TOML knows types.
     return {name: str(of).lower() if isinstance(of, bool) else str(of) for name, of in value.items()}
+
+
+# The same for Kafka's clients.
+KAFKA_FIXED: Final[Mapping[str, str]] = {
+    "bootstrap.servers": "set kafka.bootstrap_servers",
+    "group.id": "set kafka.group",
+    "auto.offset.reset": "set kafka.start",
+    "enable.auto.commit": "offsets are committed with checkpoints",
+    "partition.discovery.interval.ms": "set kafka.discovery_interval",
+    "key.deserializer": "records are read as bytes",
+    "value.deserializer": "records are read as bytes",
+    "key.serializer": "dead letters are written as bytes",
+    "value.serializer": "dead letters are written as bytes",
+}
+_SECRET: Final = re.compile(r"password|secret|jaas|credential|token|(^|\.)key$|user\.info|certificate\.chain")
+
+
+def is_secret(name: str) -> bool:
+    """Whether a setting holds what nobody may see.
+
+    >>> is_secret("kafka.properties.sasl.jaas.config"), is_secret("kafka.properties.ssl.truststore.location")
+    (True, False)
+    """
+    return name.startswith("kafka.properties.") and _SECRET.search(name.removeprefix("kafka.properties.")) is not None
+
+
+def _texts(value: Any) -> Any:
+    """Options as Java reads them, also where TOML knows types."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: str(of).lower() if isinstance(of, bool) else str(of) for name, of in flatten(value).items()}
 
 
 Span = Annotated[str, BeforeValidator(_span)]
@@ -184,6 +233,18 @@ class GrowthSettings(_Section):
     tail_counters: int = Field(1_048_576, ge=BLOCK, le=1 << 30, description="bytes in which their events are counted")
 
 
+class KafkaSettings(_Section):
+    bootstrap_servers: str | None = Field(None, min_length=1, description="HOST:PORT, several with commas")
+    connector: Folder | None = Field(None, description="jar; by default where make kafka puts it")
+    start: Annotated[str, AfterValidator(_start)] = Field("earliest", description="where a new state begins")
+    group: str | None = Field(None, min_length=1, description="consumer group; by default freshet- and the prefix")
+    idle_after: Span = Field("30s", description="a partition that gives nothing for so long is not waited for")
+    discovery_interval: Span = Field("1m", description="time between looks for new partitions")
+    gather: Span = Field("100ms", description="time in which records are gathered before they are handed over")
+    properties_file: Folder | None = Field(None, description="file of client properties, which may hold secrets")
+    properties: Annotated[dict[str, str], BeforeValidator(_texts)] = Field({}, description="client properties")
+
+
 class RedisSettings(_Section):
     patience: Span = Field("30s", description="how long a worker tries again while Redis is away")
 
@@ -209,7 +270,9 @@ class Settings(_Section):
     redis: Annotated[str, AfterValidator(_redis)] = "embedded"
     redis_client: RedisSettings = RedisSettings()
     prefix: Annotated[str, AfterValidator(_prefix)] = "freshet"
-    dead_letters: Folder | None = Field(None, description="folder; by default dead-letters in state_dir")
+    dead_letters: Annotated[str, AfterValidator(_topic)] | None = Field(
+        None, description="folder or kafka:TOPIC; by default dead-letters in state_dir"
+    )
     state_dir: Folder = Path(".freshet")
     fresh: bool = False
     summary: Folder | None = None
@@ -218,6 +281,7 @@ class Settings(_Section):
     batch_bytes: int = Field(16_000_000, ge=1, le=64_000_000, description="how much input is read and learned at once")
     flink: Annotated[dict[str, str], BeforeValidator(_flink)] = Field({}, description="Flink's own options")
     generator: GeneratorSettings = GeneratorSettings()
+    kafka: KafkaSettings = KafkaSettings()
     events: EventSettings = EventSettings()
     dedup: DedupSettings = DedupSettings()
     tiles: TileSettings = TileSettings()
@@ -226,8 +290,16 @@ class Settings(_Section):
     growth: GrowthSettings = GrowthSettings()
 
 
-_FREE: Final = ("model", "field", "weight", "flink", "tiles.keep")  # sections whose keys are not fixed
+_FREE: Final = (
+    "model",
+    "field",
+    "weight",
+    "flink",
+    "tiles.keep",
+    "kafka.properties",
+)  # sections whose keys are not fixed
 _MODEL_DEFAULT: Final = "biased_mf"
+_COMMAND_LINE: Final = ("--set", "flag")
 
 
 @dataclass(frozen=True)
@@ -247,12 +319,28 @@ class Resolved:
 
     @property
     def time(self) -> Literal["event", "processing"]:
-        """All sources so far end, and so are learned in event time unless it is set otherwise."""
-        return self.settings.time or "event"
+        """Files and the generator end, and so are learned in event time unless it is set otherwise; a topic does not,
+        and so is learned as it comes."""
+        return self.settings.time or ("processing" if self.topic else "event")
+
+    @property
+    def topic(self) -> str | None:
+        """The topic that is read, if it is one."""
+        kind, _, topic = self.settings.source.partition(":")
+        return topic if kind == "kafka" else None
 
     @property
     def dead_letters(self) -> Path:
-        return self.settings.dead_letters or self.settings.state_dir / "dead-letters"
+        """The folder for them, where they do not go to a topic."""
+        given = self.settings.dead_letters
+        own = given is None or self.letter_topic is not None
+        return self.settings.state_dir / "dead-letters" if own else Path(str(given)).expanduser()
+
+    @property
+    def letter_topic(self) -> str | None:
+        """The topic for dead letters, where they go to one."""
+        kind, _, topic = (self.settings.dead_letters or "").partition(":")
+        return topic if kind == "kafka" else None
 
     @property
     def model_name(self) -> str:
@@ -275,10 +363,12 @@ class Resolved:
     def rows(self) -> list[tuple[str, Any, str]]:
         """Every setting with its value and its origin, for ``freshet check``: what a run will use."""
         shown = flatten(self.settings.model_dump(mode="json"))
-        shown |= {"time": self.time, "dead_letters": str(self.dead_letters)}
+        letters = self.settings.dead_letters if self.letter_topic else str(self.dead_letters)
+        shown |= {"time": self.time, "dead_letters": letters}
         shown |= {f"tiles.keep.{span}": keep for span, keep in self.settings.tiles.kept.items()}
-        for section in ("model", "weight", "field", "flink"):
+        for section in ("model", "weight", "field", "flink", "kafka.properties"):
             shown.pop(section, None)
+        shown |= {name: "(not shown)" for name in shown if is_secret(name)}
         shown.setdefault("model.name", self.model_name)
         return [(name, value, self.origins.get(name, "default")) for name, value in sorted(shown.items())]
 
@@ -411,6 +501,7 @@ def _first_error(error: ValidationError, origins: Mapping[str, str]) -> str:
 def _check_together(resolved: Resolved) -> None:
     """What only shows when settings are taken together."""
     settings = resolved.settings
+    _check_kafka(resolved)
     horizon, disorder = settings.dedup.horizon, settings.out_of_orderness
     if span_ms(horizon) < span_ms(disorder):
         raise SettingsError(
@@ -430,3 +521,28 @@ def _check_together(resolved: Resolved) -> None:
         raise SettingsError(f"tiles.spans: {spans} must grow, each a multiple of the first")
     if any(span_ms("1d") % size and size % span_ms("1d") for size in sizes):
         raise SettingsError(f"tiles.spans: each of {spans} must divide a day or be whole days, so that windows align")
+
+
+def _check_kafka(resolved: Resolved) -> None:
+    kafka = resolved.settings.kafka
+    for name in kafka.properties:
+        if name in KAFKA_FIXED:
+            raise SettingsError(f"kafka.properties.{name}: freshet sets it itself: {KAFKA_FIXED[name]}")
+    for name, origin in resolved.origins.items():
+        if is_secret(name) and origin in _COMMAND_LINE:
+            raise SettingsError(
+                f"{name} (from {origin}): a secret on the command line is seen by all users of the machine: put it "
+                "into a file, kafka.properties_file, or into the environment, "
+                f"{ENVIRONMENT}{name.upper().replace('.', '__')}"
+            )
+    topic = resolved.topic or resolved.letter_topic
+    if topic is not None and kafka.bootstrap_servers is None:
+        raise SettingsError(
+            f"kafka.bootstrap_servers: where is the Kafka that has {topic!r}? --set kafka.bootstrap_servers=HOST:PORT"
+        )
+    if topic is not None and resolved.topic == resolved.letter_topic:
+        raise SettingsError(f"dead_letters: {topic!r} is the topic that is read: its dead letters would be read again")
+    if resolved.topic is not None and resolved.settings.format == "csv":
+        raise SettingsError("format: records of a topic are JSON objects, csv is for files")
+    if span_ms(kafka.gather) > span_ms("1m"):
+        raise SettingsError(f"kafka.gather: {kafka.gather!r} is not within 1ms and 1m")

@@ -3,7 +3,7 @@
     source -> intake -> learn (publishes what it learned) ---------------> Redis
                  |  \\-> windows (SQL) -> gathered tiles -> publish ------> Redis
                  |
-                 \\----- and learn ---> dead letters ----------------------> files
+                 \\----- and learn ---> dead letters ----------------------> files, or a topic
 
 Both ends are arguments: production, tests and benchmarks run this same topology.
 """
@@ -14,16 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pyflink.common import Encoder, Types
+from pyflink.common import Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
-from pyflink.datastream.connectors.file_system import (
-    BucketAssigner,
-    FileSink,
-    OutputFileConfig,
-    RollingPolicy,
-)
 from pyflink.table import StreamTableEnvironment
 
+from flink_jobs.letters import DeadLetters
 from flink_jobs.shardkeys import shard_keys
 from flink_jobs.sources import heartbeat
 from flink_jobs.streams import keyed, keyed_type, retyped, side_output
@@ -50,7 +45,7 @@ _NOTHING = Types.INT()  # operators at the end of the job give nothing, but must
 
 
 class Source(Protocol):
-    """Where chunks come from. A Kafka source joins here."""
+    """Where chunks come from."""
 
     @property
     def position_names(self) -> tuple[str, str]:
@@ -93,7 +88,7 @@ class Job:
     publisher: Callable[[], Publisher]
     windows: Windows | None
     keep: Mapping[str, int]
-    dead_letters: str
+    dead_letters: DeadLetters
     shards: int
     part: int
     move: Move | None = None
@@ -108,7 +103,7 @@ def build(env: StreamExecutionEnvironment, table_env: StreamTableEnvironment, jo
     decided = _intake(chunks, job, keys)
     learned = _learn(decided, job, keys)
     letters = side_output(decided, DEAD_LETTERS).union(side_output(learned, DEAD_LETTERS))
-    _write_dead_letters(letters, job.dead_letters)
+    job.dead_letters.write(letters, table_env)
     if job.windows is not None:
         _publish_tiles(table_env, side_output(decided, TILE_FEED), job, job.windows)
 
@@ -136,16 +131,3 @@ def _publish_tiles(table_env: StreamTableEnvironment, feed: DataStream, job: Job
     both = retyped(results, _RECORDS).union(retyped(beats, _RECORDS))
     published = both.process(function, _NOTHING).uid(f"{Uid.TILES}-{job.part}-publish").name("publish tiles")
     published.set_parallelism(windows.parallelism)
-
-
-def _write_dead_letters(letters: DataStream, folder: str) -> None:
-    sink = (
-        FileSink.for_row_format(folder, Encoder.simple_string_encoder())
-        .with_bucket_assigner(BucketAssigner.base_path_bucket_assigner())
-        .with_rolling_policy(RollingPolicy.on_checkpoint_rolling_policy())
-        .with_output_file_config(
-            OutputFileConfig.builder().with_part_prefix("dead-letters").with_part_suffix(".jsonl").build()
-        )
-        .build()
-    )
-    letters.sink_to(sink).uid(Uid.DEAD_LETTERS).name("dead letters").set_parallelism(1)

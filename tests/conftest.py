@@ -18,10 +18,12 @@ hypothesis.settings.load_profile("freshet")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    jobs = {Path(__file__).parent / "flink", Path(__file__).parent / "faults"}
+    jobs = {Path(__file__).parent / "flink", Path(__file__).parent / "faults", Path(__file__).parent / "kafka"}
     for item in items:
         if jobs & set(item.path.parents):
             item.add_marker(pytest.mark.flink)
+        if Path(__file__).parent / "kafka" in item.path.parents:
+            item.add_marker(pytest.mark.timeout(900))  # jars are fetched, and processes killed
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Sections whose keys are the user's, and how the docs write them.
-FREE = {"field": "field.NAME", "weight": "weight.TYPE", "flink": "flink.OPTION", "tiles.keep": "tiles.keep.SPAN"}
+FREE = {"field": "field.NAME", "weight": "weight.TYPE", "flink": "flink.OPTION"}
+INNER = {"tiles.keep": "tiles.keep.SPAN", "kafka.properties": "kafka.properties.NAME"}
+FIELDS_OF_LETTERS = ("reason", "message", "position", "raw", "key`, `headers`, `timestamp")
 OWN = {"model.name": "biased_mf", "model.clip_prediction": "none", "model.max_weight": f"{DEFAULT_MAX_WEIGHT:g}"}
 
 
@@ -47,8 +49,10 @@ def shown(value: Any) -> str:
 def defaults() -> dict[str, str]:
     """Every setting but the model's, with its default as the docs write it."""
     tree = Settings().model_dump(mode="json")
-    known = {FREE[section]: shown(tree.pop(section)) for section in ("field", "weight", "flink")}
-    known[FREE["tiles.keep"]] = shown(tree["tiles"].pop("keep"))
+    known = {FREE[section]: shown(tree.pop(section)) for section in FREE}
+    for section, written in INNER.items():
+        outer, inner = section.split(".")
+        known[written] = shown(tree[outer].pop(inner))
     del tree["model"]
     return known | {name: shown(value) for name, value in flatten(tree).items()}
 
@@ -63,7 +67,7 @@ def same(text: str, value: str) -> bool:
 
 def test_every_reason_is_listed_and_no_other() -> None:
     listed = {name_of(row): row[1] for row in rows("dead-letters.md") if len(row) == 2}
-    listed = {name: meaning for name, meaning in listed.items() if name not in ("reason", "message", "position", "raw")}
+    listed = {name: meaning for name, meaning in listed.items() if name not in FIELDS_OF_LETTERS}
     assert listed == dict(REASONS)
 
 

@@ -32,7 +32,7 @@ class Chunk:
     runs
         Cover ``lines`` in order.
     lines
-        Raw bytes; none holds a line feed. Blank ones count as positions, not as records.
+        Raw bytes. Blank lines of a file count as positions, not as records.
     headers
         For CSV: the column names of each source in ``runs``.
     ended

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from typing import Final
 
 import orjson
 
+from udfs.records import TopicRecord, read_record
 
-def dead_letter(reason: str, message: str, position: Mapping[str, object], raw: bytes) -> str:
+
+def dead_letter(reason: str, message: str, position: Mapping[str, object], raw: bytes, *, record: bool = False) -> str:
     """One line of a dead-letter file.
 
     Parameters
@@ -17,9 +20,57 @@ def dead_letter(reason: str, message: str, position: Mapping[str, object], raw: 
         A key of :data:`udfs.events.REASONS`.
     raw
         The original bytes without the line terminator.
+    record
+        They are a record of a topic, as :mod:`udfs.records` has it: its key, its headers and its time go along.
 
     >>> dead_letter("not_json", "empty", {"file": "a.jsonl", "line": 3}, b"{")
     '{"reason":"not_json","message":"empty","position":{"file":"a.jsonl","line":3},"raw":"ew=="}'
     """
-    letter = {"reason": reason, "message": message, "position": position, "raw": base64.b64encode(raw).decode()}
+    letter: dict[str, object] = {"reason": reason, "message": message, "position": position}
+    if record:
+        original = read_record(raw)
+        headers = {name: _text(value) for name, value in original.headers.items()}
+        letter |= {"raw": _text(original.value), "key": _text(original.key), "headers": headers}
+        letter["timestamp"] = original.timestamp
+    else:
+        letter["raw"] = _text(raw)
     return orjson.dumps(letter).decode()
+
+
+_CONNECT: Final = "__connect.errors."
+_LATER: Final = ("late", "duplicate", "diverged")  # reasons of records that could be read
+
+
+def letter_record(line: str) -> TopicRecord:
+    """The original record of a letter, and its reason in headers as Kafka Connect names them.
+
+    Those go before headers that the record has of the same names. The letter of a line of a file has no key and no
+    time, and for a topic the name of its file.
+
+    >>> record = letter_record(dead_letter("not_json", "empty", {"file": "a.jsonl", "line": 3}, b"{"))
+    >>> record.value, record.headers["__connect.errors.exception.message"], record.headers["__connect.errors.offset"]
+    (b'{', b'empty', b'3')
+    """
+    letter = orjson.loads(line)
+    source, number = letter["position"].values()
+    topic, sign, partition = source.rpartition("-") if "partition" in letter["position"] else (source, "", "")
+    told = {
+        "topic": topic,
+        **({"partition": partition} if sign else {}),
+        "offset": str(number),
+        "connector.name": "freshet",
+        "stage": "TASK_PUT" if letter["reason"] in _LATER else "VALUE_CONVERTER",
+        "exception.class.name": letter["reason"],
+        "exception.message": letter["message"],
+    }
+    headers = {name: _content(value) for name, value in letter.get("headers", {}).items()}
+    headers |= {_CONNECT + name: value.encode() for name, value in told.items()}
+    return TopicRecord(letter.get("timestamp"), _content(letter.get("key")), headers, _content(letter["raw"]))
+
+
+def _content(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text)
+
+
+def _text(content: bytes | None) -> str | None:
+    return None if content is None else base64.b64encode(content).decode()

@@ -19,8 +19,9 @@ from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
 from udfs.batch import Batch
 from udfs.chunk import Chunk
+from udfs.deadletters import letter_record
 from udfs.entities import tile_entities
-from udfs.intake import Intake, IntakeConfig
+from udfs.intake import Intake, IntakeConfig, IntakeResult
 from udfs.learner import Learner, LearnerConfig
 from udfs.models import RowModel
 from udfs.names import State
@@ -31,6 +32,7 @@ from udfs.requests import Inbox, Journal
 from udfs.resharding import Exchange, ShardState
 from udfs.tail import from_state_name, state_name
 from udfs.tilefeed import TileFeed
+from udfs.topics import TopicReader
 
 BYTES: Final = Types.PRIMITIVE_ARRAY(Types.BYTE())
 
@@ -38,6 +40,9 @@ CHUNK: Final = BYTES  # by the name of its log
 BATCH: Final = BYTES  # by the key of its shard
 TILE_FEED: Final = OutputTag(
     "tile-feed", Types.ROW_NAMED(list(TileFeed._fields), [Types.STRING(), Types.STRING(), Types.LONG()])
+)
+LETTER: Final = Types.ROW_NAMED(
+    ["key", "value", "headers", "time_ms"], [BYTES, BYTES, Types.MAP(Types.STRING(), BYTES), Types.LONG()]
 )
 DEAD_LETTERS: Final = OutputTag("dead-letters", Types.STRING())
 
@@ -115,6 +120,40 @@ class ReadFunction(KeyedProcessFunction):
         service.register_processing_time_timer(service.current_processing_time() + pause)
 
 
+class ReadTopicFunction(KeyedProcessFunction):
+    """Gathered records of a topic in, chunks out. An empty text is a heartbeat."""
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._position = runtime_context.get_state(ValueStateDescriptor(State.POSITION, BYTES))
+        self._taken = runtime_context.get_state(ValueStateDescriptor(State.TAKEN, Types.LONG()))
+        self._reader: TopicReader | None = None
+        self._beat_at = 0
+
+    def process_element(self, value: str, ctx: KeyedProcessFunction.Context) -> Iterator[Row]:
+        key = ctx.get_current_key()
+        if self._reader is None:
+            inbox = Inbox(Journal(self._journal), key, self._taken.value() or 0)
+            self._reader = TopicReader(inbox, self._position.value())
+            if (ahead := self._reader.ahead()) is not None:
+                # Before learners see to it that Redis has all they know, which they do at the first beat.
+                yield Row(key, ahead.encode())
+        reader = self._reader
+        if value:
+            for chunk in reader.read(value):
+                yield Row(key, chunk.encode())
+            self._position.update(reader.position())
+        elif (requests := reader.requests()) is not None:
+            yield Row(key, requests.encode())
+        self._taken.update(reader.taken)
+        now = ctx.timer_service().current_processing_time()
+        if now - self._beat_at >= _BEAT_MS:
+            self._beat_at = now
+            yield Row(key, _BEAT)
+
+
 class IntakeFunction(KeyedProcessFunction):
     """Chunks of a log in; batches for the shards, the tile feed and dead letters out."""
 
@@ -136,22 +175,28 @@ class IntakeFunction(KeyedProcessFunction):
 
     def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         intake = self._intake or self._restored()
+        now = time.time_ns() // 1_000_000
         if value == _BEAT:
             self._note(intake)
             for key in self._shard_keys:
                 yield Row(key, _BEAT)
-            return
-        chunk = Chunk.decode(value)
+            result = intake.tick(now)
+        else:
+            result = self._decided(intake, Chunk.decode(value), now)
+        if result is not None:
+            yield from self._sent(intake, result)
+
+    def _decided(self, intake: Intake, chunk: Chunk, now: int) -> IntakeResult | None:
         if chunk.ahead:
             self._publisher.hide(chunk.ahead)
         if chunk.deletions:
             # Before what comes after them can be in a window that closes.
             self._publisher.hide([r for r in chunk.deletions if r in chunk.ahead], (self._config.part, intake.reached))
-            result = intake.delete(chunk.deletions)
-        elif chunk.runs or chunk.ended:
-            result = intake.process(chunk, time.time_ns() // 1_000_000)
-        else:
-            return
+            return intake.delete(chunk.deletions)
+        return intake.process(chunk, now) if chunk.runs or chunk.ended else None
+
+    def _sent(self, intake: Intake, result: IntakeResult) -> Iterator[Any]:
+        """Stores what is to be stored of a result, and sends it on."""
         for name, blob in result.puts.items():
             self._blobs.put(name, blob)
         for name in result.removes:
@@ -296,6 +341,15 @@ class ReshardFunction(KeyedProcessFunction):
             state.waiting.put(number, batch)
         for user_id, tombstone in new.tombstones.items():
             state.tombstones.put(user_id, tombstone)
+
+
+class LetterFunction(ProcessFunction):
+    """Dead letters in, as lines; records for a topic out."""
+
+    def process_element(self, value: str, ctx: ProcessFunction.Context) -> Iterator[Row]:
+        for line in value.split("\n"):
+            record = letter_record(line)
+            yield Row(record.key, record.value, record.headers, record.timestamp)
 
 
 class PublishTilesFunction(ProcessFunction):

@@ -16,13 +16,15 @@ import orjson
 
 from serving.schema import shard_of
 from udfs.batch import Batch, Deletion
-from udfs.chunk import Chunk
+from udfs.chunk import Chunk, Run
 from udfs.deadletters import dead_letter
 from udfs.duplicates import KIND, EventIds
 from udfs.events import EventFormat, EventParser, Parsed, Rejected
+from udfs.idle import IdleClock
 from udfs.interactions import Interactions, chosen
 from udfs.models import Array
 from udfs.packing import pack_lines
+from udfs.records import value_of
 from udfs.requests import Request
 from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
 from udfs.tilefeed import TileConfig, TileFeed, TileFeeder
@@ -41,7 +43,7 @@ class IntakeConfig:
         True: late events are set aside, and learners wait for the watermark. False: learned as they arrive.
     merged
         The partitions (files) of this log arrive merged by time, so the watermark follows the newest of
-        them; otherwise the slowest.
+        them; otherwise the slowest of those that are not idle.
     out_of_orderness, dedup_horizon
         Milliseconds of event time.
     tiles
@@ -50,6 +52,14 @@ class IntakeConfig:
         How a position is called in a dead letter, such as ``("file", "line")``.
     part
         How many inputs ended before this one: windows are new with each.
+    partitions
+        The sources that this log is known to have, where it is not merged: before one of them has come, it holds the
+        watermark.
+    idle_after
+        Milliseconds of wall clock after which a source that gives nothing no longer holds the watermark; 0 is never.
+    records
+        What comes are not lines but records of a topic, as :mod:`udfs.records` has them: one without a value is not
+        skipped, as a blank line is, but can't be used.
     """
 
     fmt: EventFormat
@@ -63,6 +73,9 @@ class IntakeConfig:
     run_id: str
     epoch: int
     part: int = 0
+    partitions: tuple[str, ...] = ()
+    idle_after: int = 0
+    records: bool = False
 
 
 @dataclass
@@ -80,7 +93,8 @@ class IntakeResult:
 class Counts:
     """The ledger of the log: ``read = accepted + rejected + late + duplicate``.
 
-    ``tile_late`` counts accepted events that came too late for their window (processing time only).
+    ``tile_late`` counts accepted events that came too late for their window: in processing time, or from a source that
+    had been idle or is new.
     """
 
     read: int = 0
@@ -113,6 +127,8 @@ class Intake:
         self.base: dict[str, Any] = Counts().as_dict()
         self.run_id = config.run_id
         self.newest: dict[str, int] = {}
+        self._watermark = 0  # of a log that is not merged: it never goes back
+        self._idle = IdleClock(config.partitions, config.idle_after)
         self._reached = 0  # the newest event of this part when its input ended, ms
         self.ended = False
         self.first_read_at: int | None = None  # wall clock, ms, of the first record of this run
@@ -140,6 +156,7 @@ class Intake:
                 "blobs": self.event_ids.blobs + (0 if self.tiles is None else self.tiles.blobs),
                 "part": self.config.part,
                 "reached": self._reached,
+                "watermark": self._watermark,
             }
         )
         return seal("header", header)
@@ -163,6 +180,7 @@ class Intake:
         self.base, self.run_id = stored["base"], stored["run_id"]
         self.newest, self.ended, self.blob_number = stored["newest"], stored["ended"], stored["blob_number"]
         self.first_read_at, self.forgotten = stored["first_read_at"], stored["forgotten"]
+        self._watermark = stored.get("watermark", 0)
         if stored.get("part") == self.config.part:
             self._reached = stored["reached"]
         if self.run_id != self.config.run_id:
@@ -195,11 +213,11 @@ class Intake:
 
     @property
     def watermark(self) -> int:
-        """No accepted event to come is older, in milliseconds; 0 before the first event."""
-        if not self.newest:
-            return 0
-        newest = max(self.newest.values()) if self.config.merged else min(self.newest.values())
-        return newest - self.config.out_of_orderness
+        """Milliseconds; 0 before the first event. No accepted event to come is older, save from a source that had been
+        idle or is new: where files are merged, there is none such."""
+        if not self.config.merged:
+            return self._watermark
+        return max(self.newest.values()) - self.config.out_of_orderness if self.newest else 0
 
     @property
     def remembered_from(self) -> int:
@@ -221,6 +239,7 @@ class Intake:
         sources, events, set_aside = self._read(chunk)
         before = dict(self.newest)
         behind = self._advance(sources, events)
+        clocks = self._clocks(sources, events, before, now)
         is_late = behind > config.out_of_orderness
         if config.event_time and is_late.any():
             for at in np.flatnonzero(is_late).tolist():
@@ -229,12 +248,15 @@ class Intake:
                 set_aside[int(events.lines[at])] = Rejected("late", message)
             counts.late += int(np.count_nonzero(is_late))
         accepted = ~is_late if config.event_time else np.ones(len(events), dtype=bool)
-        oldest = self._remembered_from(sources, events, before)
+        oldest = self._remembered_from(clocks)
         at_most = np.flatnonzero(accepted)
         for at, message in self.event_ids.sift(events, at_most, oldest, self.blob_number, result.puts).items():
             accepted[at] = False
             counts.duplicate += 1
             set_aside[int(events.lines[at])] = Rejected("duplicate", message)
+        if not config.merged:
+            # No window may drop a row in silence.
+            is_late = is_late | (events.times < clocks)
         places = np.flatnonzero(accepted)
         events, is_late = events.take(places), is_late[places]
         counts.accepted += len(events)
@@ -252,7 +274,7 @@ class Intake:
             self.ended = True
             self._reached = self.reached
             self.forgotten = self.remembered_from
-            self.newest = {}
+            self.newest, self._watermark = {}, 0
         for shard, mine in enumerate(self._by_shard(events)):
             if len(mine) or chunk.ended or config.event_time:
                 lines = pack_lines(chosen(chunk.lines, mine.lines))
@@ -279,26 +301,29 @@ class Intake:
         places = {name: place for place, name in enumerate(sources)}
         parsed: list[Parsed] = []
         odd: dict[int, Rejected | None] = {}
+        lines = list(map(value_of, chunk.lines)) if self.config.records else chunk.lines
         start = 0
         # One source's lines at a time only where their format may be another.
-        stretches = [(run.source, run.count) for run in chunk.runs] if chunk.headers else [("", len(chunk.lines))]
+        stretches = [(run.source, run.count) for run in chunk.runs] if chunk.headers else [("", len(lines))]
         for source, count in stretches:
-            part, others = self.parser.parse_lines(chunk.lines[start : start + count], chunk.headers.get(source))
+            part, others = self.parser.parse_lines(lines[start : start + count], chunk.headers.get(source))
             parsed += part
             odd |= {start + at: verdict for at, verdict in others.items()} if start else others
             start += count
+        if self.config.records:
+            odd = {at: verdict or Rejected("not_json", "a record without a value") for at, verdict in odd.items()}
         rejected = {at: verdict for at, verdict in odd.items() if verdict is not None}
         for verdict in rejected.values():
             self.counts.reject(verdict.reason)
         self.counts.read += len(parsed) + len(rejected)
 
         counts = [run.count for run in chunk.runs]
-        lines = np.delete(np.arange(len(chunk.lines)), list(odd))
+        used = np.delete(np.arange(len(lines)), list(odd))
         steps = np.array([run.first for run in chunk.runs], dtype=np.int64) - (
             np.cumsum(counts, dtype=np.int64) - counts
         )
-        positions = np.repeat(steps, counts)[lines] + lines
-        numbers = np.repeat(np.array([places[run.source] for run in chunk.runs], dtype=np.int32), counts)[lines]
+        positions = np.repeat(steps, counts)[used] + used
+        numbers = np.repeat(np.array([places[run.source] for run in chunk.runs], dtype=np.int32), counts)[used]
         events = Interactions(
             np.array([event.timestamp for event in parsed], dtype=np.int64),
             [event.event_id for event in parsed],
@@ -309,7 +334,7 @@ class Intake:
             numbers,
             positions,
             np.zeros(len(parsed), dtype=np.int64),
-            lines,
+            used,
         )
         return sources, events, rejected
 
@@ -324,27 +349,51 @@ class Intake:
                 self.newest[source] = int(newest[-1])
         return found - events.times
 
-    def _remembered_from(self, sources: Sequence[str], events: Interactions, before: Mapping[str, int]) -> Array:
-        """:attr:`remembered_from` at each event, itself taken in; ``before`` are the clocks that the first found."""
-        clocks = self._clocks(sources, events, before) - self.config.dedup_horizon
-        oldest: Array = np.maximum.accumulate(np.maximum(self.forgotten, clocks))
+    def _remembered_from(self, clocks: Array) -> Array:
+        """:attr:`remembered_from` at each event, itself taken in; ``clocks`` are the watermarks there."""
+        oldest: Array = np.maximum.accumulate(np.maximum(self.forgotten, clocks - self.config.dedup_horizon))
         if not self.config.merged and len(oldest):
-            # A source that is new takes the slowest clock back; what is forgotten stays so.
             self.forgotten = int(oldest[-1])
         return oldest
 
-    def _clocks(self, sources: Sequence[str], events: Interactions, before: Mapping[str, int]) -> Array:
-        """The watermark at each event, itself taken in; ``before`` are the clocks that the first of them found."""
+    def _clocks(self, sources: Sequence[str], events: Interactions, before: Mapping[str, int], now: int) -> Array:
+        """The watermark at each event, itself taken in; ``before`` are the clocks that the first of them found.
+
+        Where the log is not merged, a source that is new, or was idle, would take the slowest clock back. Learners and
+        windows have gone on by then, so the watermark stays where it was.
+        """
         if self.config.merged:
             newest = np.maximum.accumulate(np.maximum(events.times, max(before.values(), default=0)))
             return newest - self.config.out_of_orderness
+        come = {source: number for number, source in enumerate(sources) if (events.sources == number).any()}
+        self._idle.heard(come, now)
         never = np.iinfo(np.int64).max
-        slowest = np.full(len(events), min((t for s, t in before.items() if s not in sources), default=never))
-        for number, source in enumerate(sources):
+        # One that is known and has not come yet holds the watermark; another has no clock before it comes.
+        unmet = dict.fromkeys(self.config.partitions, 0)
+        holding = {s: t for s, t in {**unmet, **before}.items() if s not in come and not self._idle.is_idle(s)}
+        if not len(events):
+            held = min(holding.values()) if holding else max(self.newest.values(), default=0)
+            self._watermark = max(self._watermark, held - self.config.out_of_orderness)
+            return np.empty(0, dtype=np.int64)
+        slowest = np.full(len(events), min(holding.values(), default=never))
+        for source, number in come.items():
             times = np.where(events.sources == number, events.times, before.get(source, 0))
             newest = np.maximum.accumulate(times)
-            slowest = np.minimum(slowest, np.where(newest > 0, newest, never))  # one that has not come yet has no clock
-        return slowest - self.config.out_of_orderness
+            slowest = np.minimum(slowest, newest if source in unmet else np.where(newest > 0, newest, never))
+        clocks: Array = np.maximum.accumulate(np.maximum(self._watermark, slowest - self.config.out_of_orderness))
+        self._watermark = int(clocks[-1])
+        return clocks
+
+    def tick(self, now: int) -> IntakeResult | None:
+        """Nothing came: what is due by the sources that have gone idle; None if nothing is."""
+        config = self.config
+        if config.merged or not config.event_time or not self.newest:
+            return None
+        watermark = self._watermark
+        self._clocks([], Interactions.of([]), self.newest, now)
+        if self._watermark == watermark:
+            return None
+        return self.process(Chunk([Run(next(iter(self.newest)), 0, 0)], []), now)
 
     def _by_shard(self, events: Interactions) -> list[Interactions]:
         shards = self.config.shards
@@ -362,7 +411,7 @@ class Intake:
             number = int(np.searchsorted(ends, at, side="right"))
             run = chunk.runs[number]
             position = self.position(run.source, run.first + at - int(ends[number]) + run.count)
-            letters.append(dead_letter(reason, message, position, chunk.lines[at]))
+            letters.append(dead_letter(reason, message, position, chunk.lines[at], record=self.config.records))
         return letters
 
     def delete(self, requests: Sequence[Request]) -> IntakeResult:

@@ -66,6 +66,8 @@ class LearnerConfig:
         How many rows there may be, and for how long.
     repeatable
         A replay learns in the same order. False: only the order within a source is the same.
+    records
+        Original bytes are records of a topic, as :mod:`udfs.records` has them.
     part
         How many inputs ended before this one.
     """
@@ -80,6 +82,7 @@ class LearnerConfig:
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     repeatable: bool = True
     position_names: tuple[str, str] = ("file", "line")
+    records: bool = False
     run_id: str = ""
     part: int = 0
 
@@ -369,7 +372,8 @@ class Learner:
         _, sources, lines = self.batches[int(events.batches[place])]
         position = (sources[events.sources[place]], int(events.positions[place]))
         where = dict(zip(self.config.position_names, position, strict=True))
-        return dead_letter("diverged", message, where, unpack_lines(lines)[events.lines[place]])
+        original = unpack_lines(lines)[events.lines[place]]
+        return dead_letter("diverged", message, where, original, record=self.config.records)
 
     # ------------------------------------------------------------------------------------------ state
 

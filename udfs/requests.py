@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -34,10 +34,18 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Stamp:
-    """The log and the place where a request takes effect."""
+    """The log and the place where a request takes effect.
+
+    Attributes
+    ----------
+    offsets
+        Of a topic: how far each partition was read there. Another time partitions may come in another order, and the
+        first so many records may be others.
+    """
 
     log: str
     place: Place
+    offsets: Mapping[str, int] = field(default_factory=dict)
 
 
 class JournalError(RuntimeError):
@@ -101,7 +109,7 @@ class Journal:
         if "request" in entry:
             self.requests.append(Request(entry["request"], entry["delete_user"]))
             return
-        stamp = Stamp(entry["log"], Place(*entry["place"]))
+        stamp = Stamp(entry["log"], Place(*entry["place"]), entry.get("offsets", {}))
         for number in entry["stamped"]:
             self.stamps.setdefault(number, stamp)
 
@@ -123,7 +131,7 @@ class Journal:
             self._append(file, [{"request": number, "delete_user": user_id} for number, user_id in made])
             yield made
 
-    def stamp(self, log: str, place: Place) -> None:
+    def stamp(self, log: str, place: Place, offsets: Mapping[str, int] | None = None) -> None:
         """Writes down that the requests without a stamp take effect here. Not while another process appends: later."""
         with self.path.open("ab+") as file:
             try:
@@ -133,7 +141,8 @@ class Journal:
             self.refresh()  # a reader that was given up, but still lives, may have been first
             numbers = [request.number for request in self.requests if request.number not in self.stamps]
             if numbers:
-                self._append(file, [{"stamped": numbers, "log": log, "place": list(place)}])
+                entry = {"stamped": numbers, "log": log, "place": list(place)}
+                self._append(file, [entry if offsets is None else {**entry, "offsets": dict(offsets)}])
 
     def _append(self, file: BinaryIO, entries: Sequence[dict[str, Any]]) -> None:
         file.truncate(self._offset)  # a torn line
@@ -179,21 +188,27 @@ class Inbox:
         self.taken = taken
         journal.refresh()
 
-    def due(self, place: Place, *, ended: bool) -> list[Request]:
+    def due(self, place: Place, *, ended: bool, offsets: Mapping[str, int] | None = None) -> list[Request]:
         """The requests that take effect here, which are taken from then on.
 
         Those that are new are stamped with this place first. They take effect one after the other, so one that is
         stamped for a place to come holds up those after it. At the end of the input nothing is held up: a log that
         has become shorter may never come to the place.
+
+        Parameters
+        ----------
+        offsets
+            Of a topic: how far each partition is read. A request is due when all are as far as they were when it was
+            stamped: no record from before comes after it.
         """
         journal = self._journal
         journal.refresh()
         if len(journal.requests) > len(journal.stamps):
-            journal.stamp(self._log, place)
+            journal.stamp(self._log, place, offsets)
         due: list[Request] = []
         for request in self._waiting():
             stamp = journal.stamps.get(request.number)
-            if stamp is None or not (ended or stamp.log != self._log or stamp.place <= place):
+            if stamp is None or not (ended or stamp.log != self._log or _passed(stamp, place, offsets)):
                 break
             due.append(request)
         if due:
@@ -215,6 +230,13 @@ class Inbox:
             return []
         return [request for request in requests if request.number > self.taken]
 
+    def offset(self, source: str) -> int | None:
+        """Up to which offset a partition may be read before the next request is due; None: as far as it goes."""
+        for request in self._waiting():
+            stamp = self._journal.stamps.get(request.number)
+            return stamp.offsets.get(source) if stamp is not None and stamp.log == self._log else None
+        return None
+
     def limit(self, place: Place) -> int | None:
         """How many lines may be read before the next request is due; None: as many as there are."""
         for request in self._waiting():
@@ -223,3 +245,9 @@ class Inbox:
                 return stamp.place.lines - place.lines
             break
         return None
+
+
+def _passed(stamp: Stamp, place: Place, offsets: Mapping[str, int] | None) -> bool:
+    if offsets is None:
+        return stamp.place <= place
+    return all(offsets.get(source, 0) >= offset for source, offset in stamp.offsets.items())

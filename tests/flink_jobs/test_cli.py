@@ -262,7 +262,9 @@ def test_check_shows_every_setting_and_its_origin(invoke: Invoke, tmp_path: Path
         (("--model", "svd"), "'svd' is not a model"),
         (("--config", "absent.toml"), "--config absent.toml"),
         (("--source", "file:absent"), "there is no file or folder"),
-        (("--source", "kafka:x"), "write generator or file:PATH"),
+        (("--source", "kafka:x"), "kafka.bootstrap_servers"),
+        (("--source", "kafka:a b"), "write kafka:TOPIC"),
+        (("--set", "kafka.properties.sasl.jaas.config=x"), "a secret on the command line"),
         (("--redis", "db:6379"), "write embedded, or a URL"),
     ],
 )

@@ -1,0 +1,226 @@
+"""Kafka, asked through the client that the connector carries, in the JVM of this process; and the tables of topics."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from flink_jobs.settings import KafkaSettings, Resolved, SettingsError
+from udfs.reading import InputError
+
+CONNECTOR: Final = "flink-sql-connector-kafka-5.0.0-2.2.jar"
+_FETCHED: Final = Path(__file__).resolve().parents[1] / "deploy" / "kafka" / "jars" / CONNECTOR
+_SHADED: Final = "org.apache.flink.kafka.shaded.org.apache.kafka"
+_KAFKAS: Final = re.compile(r"(?<![\w.])org\.apache\.kafka\.")
+_ASK_MS: Final = 20_000
+
+
+def connector(settings: KafkaSettings) -> Path:
+    """The jar of Flink's Kafka connector.
+
+    Raises
+    ------
+    SettingsError
+        If it is not there.
+    """
+    jar = settings.connector or _FETCHED
+    if not jar.is_file():
+        raise SettingsError(
+            f"kafka.connector: there is no {jar}: fetch it with `make kafka` in freshet's source folder, and give its "
+            f"place if that is elsewhere (--set kafka.connector=PATH/{CONNECTOR})"
+        )
+    return jar.resolve()
+
+
+def client_package(jar: Path) -> Any:
+    """The package of Kafka's client, in the JVM that PyFlink talks to."""
+    from pyflink.java_gateway import get_gateway
+    from pyflink.util.java_utils import add_jars_to_context_class_loader
+
+    add_jars_to_context_class_loader([jar.as_uri()])
+    package: Any = get_gateway().jvm
+    for name in _SHADED.split("."):
+        package = getattr(package, name)
+    return package
+
+
+def client_properties(settings: KafkaSettings) -> dict[str, str]:
+    """What any client of the cluster is configured with; it may hold secrets.
+
+    Raises
+    ------
+    SettingsError
+        If a file can't be read.
+    """
+    assert settings.bootstrap_servers is not None
+    properties = {} if settings.properties_file is None else _properties_file(settings.properties_file)
+    own = {"bootstrap.servers": settings.bootstrap_servers}
+    # The connector has Kafka's classes under names of its own.
+    given = {name: _KAFKAS.sub(f"{_SHADED}.", value) for name, value in (properties | settings.properties).items()}
+    return given | own
+
+
+def _properties_file(path: Path) -> dict[str, str]:
+    """A file of Java properties, as Kafka's own tools take it: read by Java itself."""
+    from pyflink.java_gateway import get_gateway
+
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"kafka.properties_file: {path} can't be read: {error}") from error
+    java = get_gateway().jvm.java
+    properties = java.util.Properties()
+    properties.load(java.io.StringReader(text))
+    return {str(name): str(properties.getProperty(name)) for name in properties.stringPropertyNames()}
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic, as it was found when a run began.
+
+    Attributes
+    ----------
+    starts
+        By the numbers of its partitions, the offsets where a state that is new begins. They are fixed before the job is
+        submitted: a restart before the first checkpoint begins there, too.
+    group
+        The consumer group that reads it.
+    """
+
+    name: str
+    starts: Mapping[int, int]
+    group: str
+
+    @property
+    def partitions(self) -> tuple[str, ...]:
+        """The names of its partitions, as Kafka writes them."""
+        return tuple(f"{self.name}-{number}" for number in sorted(self.starts))
+
+
+@dataclass(frozen=True)
+class Kafka:
+    """What a job has of Kafka: the connector's jar, what clients are configured with, and the topics."""
+
+    jar: Path
+    properties: Mapping[str, str]
+    source: Topic | None
+    letters: str | None
+
+
+def find_kafka(resolved: Resolved) -> Kafka | None:
+    """The topics of a job, asked for at their cluster; None if it has none. The JVM must be ready to start.
+
+    Raises
+    ------
+    SettingsError
+        If there is no connector, or no client can be made.
+    InputError
+        If the cluster does not answer, or does not have a topic.
+    """
+    if resolved.topic is None and resolved.letter_topic is None:
+        return None
+    settings = resolved.settings
+    jar = connector(settings.kafka)
+    properties = client_properties(settings.kafka)
+    admin = _Admin(jar, properties)
+    source = None
+    if resolved.topic is not None:
+        group = settings.kafka.group or f"freshet-{settings.prefix}"
+        source = Topic(resolved.topic, admin.starts(resolved.topic, settings.kafka.start, group), group)
+    if resolved.letter_topic is not None:
+        admin.partitions(resolved.letter_topic)
+    return Kafka(jar, properties, source, resolved.letter_topic)
+
+
+class _Admin:
+    """Questions to a cluster."""
+
+    def __init__(self, jar: Path, properties: Mapping[str, str]) -> None:
+        from pyflink.java_gateway import get_gateway
+
+        self._java = get_gateway().jvm.java
+        self._kafka = client_package(jar)
+        self._properties = properties
+
+    @contextlib.contextmanager
+    def _client(self, about: str) -> Iterator[Any]:
+        from py4j.protocol import Py4JJavaError
+
+        config = self._java.util.Properties()
+        # Less than the client's own: who waits is a person.
+        timeouts = {"request.timeout.ms": str(_ASK_MS // 2), "default.api.timeout.ms": str(_ASK_MS)}
+        for name, value in (timeouts | dict(self._properties)).items():
+            config.setProperty(name, value)
+        servers = self._properties["bootstrap.servers"]
+        try:
+            client = self._kafka.clients.admin.Admin.create(config)
+        except Py4JJavaError as error:
+            raise SettingsError(f"kafka: no client can be made with these settings: {_cause(error)}") from None
+        try:
+            yield client
+        except Py4JJavaError as error:
+            raise InputError(f"Kafka at {servers} {about}: {_cause(error)}") from None
+        finally:
+            client.close()
+
+    def partitions(self, topic: str) -> list[int]:
+        """The numbers of a topic's partitions."""
+        with self._client(f"has no usable topic {topic!r} (create it, or name another)") as client:
+            names = self._java.util.Collections.singletonList(topic)
+            found = client.describeTopics(names).allTopicNames().get().get(topic).partitions()
+            return [int(partition.partition()) for partition in found]
+
+    def starts(self, topic: str, start: str, group: str) -> dict[int, int]:
+        numbers = self.partitions(topic)
+        with self._client(f"does not tell the offsets of {topic!r}") as client:
+            earliest = self._offsets(client, topic, numbers, "earliest")
+            if start == "earliest":
+                return earliest
+            if start == "group":
+                return earliest | self._committed(client, topic, numbers, group)
+            latest = self._offsets(client, topic, numbers, "latest")
+            if start == "latest":
+                return latest
+            at = self._offsets(client, topic, numbers, start)
+            return {number: latest[number] if at[number] < 0 else at[number] for number in numbers}
+
+    def _offsets(self, client: Any, topic: str, numbers: list[int], of: str) -> dict[int, int]:
+        spec = self._kafka.clients.admin.OffsetSpec
+        wanted = spec.earliest() if of == "earliest" else spec.latest() if of == "latest" else None
+        if wanted is None:
+            wanted = spec.forTimestamp(start_ms(of))
+        question, place = self._java.util.HashMap(), self._kafka.common.TopicPartition
+        for number in numbers:
+            question.put(place(topic, number), wanted)
+        answer = client.listOffsets(question).all().get()
+        return {number: int(answer.get(place(topic, number)).offset()) for number in numbers}
+
+    def _committed(self, client: Any, topic: str, numbers: list[int], group: str) -> dict[int, int]:
+        answer = client.listConsumerGroupOffsets(group).partitionsToOffsetAndMetadata().get()
+        places = {number: answer.get(self._kafka.common.TopicPartition(topic, number)) for number in numbers}
+        return {number: int(place.offset()) for number, place in places.items() if place is not None}
+
+
+def start_ms(text: str) -> int:
+    """A moment as settings write it, in milliseconds.
+
+    >>> start_ms("2024-01-01T00:00:00Z"), start_ms("2024-01-01"), start_ms("1704067200000")
+    (1704067200000, 1704067200000, 1704067200000)
+    """
+    if text.isdecimal():
+        return int(text)
+    moment = datetime.fromisoformat(text)
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1_000)
+
+
+def _cause(error: Any) -> str:
+    """What went wrong, without the names of Java's classes and never with the client's configuration."""
+    java = error.java_exception
+    while java.getCause() is not None:
+        java = java.getCause()
+    return re.sub(r"^[\w.$]+(?:Exception|Error): ", "", str(java.getMessage() or java.getClass().getSimpleName()))

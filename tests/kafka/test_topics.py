@@ -1,0 +1,233 @@
+"""Topics of a real broker, learned by whole runs."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from flink_jobs.embedded import embedded_redis
+from serving import Client
+from serving.connection import connect
+from tests.faults.injector import workers
+from tests.flink.harness import Rows, balanced, dead_letters, lines_of, run_job, stored_rows, write_lines
+from tests.kafka.broker import Broker, KafkaClient, Record
+from udfs.generator import Generator, GeneratorConfig
+
+MODEL = {"model.n_factors": 4, "model.seed": 3}
+CONNECT = "__connect.errors."
+_WAIT_SECONDS = 240
+
+
+class TopicRun:
+    """A run that reads a topic, beside the test."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], notes: Path | None = None) -> None:
+        self.stop = threading.Event()
+        self.summary: dict[str, Any] = {}
+        self.error: BaseException | None = None
+        self._arguments = (folder, settings, notes)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        folder, settings, notes = self._arguments
+        try:
+            self.summary = run_job(folder, settings, notes=notes, stop=self.stop)
+        except BaseException as error:  # noqa: BLE001
+            self.error = error
+
+    def until(self, connection: Any, **counts: int) -> None:
+        """Waits until the ledger or the learner has counted so many."""
+        deadline = time.monotonic() + _WAIT_SECONDS
+        now: dict[str, int] = {}
+        while self._thread.is_alive() and any(now.get(name, 0) < count for name, count in counts.items()):
+            assert time.monotonic() < deadline, f"waited for {counts}, there are {now}"
+            time.sleep(0.05)
+            now = counted(connection)
+
+    def stopped_at(self, connection: Any, **counts: int) -> dict[str, Any]:
+        """The summary of a run that was stopped as soon as so many are counted."""
+        self.until(connection, **counts)
+        self.stop.set()
+        self._thread.join(_WAIT_SECONDS)
+        if self.error is not None:
+            raise self.error
+        return self.summary
+
+
+def counted(connection: Any) -> dict[str, int]:
+    """What Redis has of the intake's and the learner's counts."""
+    counts = orjson.loads(connection.hget("freshet:ledger", "counts") or b"{}")
+    summary = orjson.loads(connection.hget("freshet:model:0", "summary") or b"{}")
+    return {**{k: v for k, v in counts.items() if k != "rejected"}, **summary.get("counts", {})}
+
+
+@pytest.fixture()
+def connection(tmp_path: Path) -> Iterator[Any]:
+    """The embedded Redis of ``tmp_path / state``, which the runs of a test share."""
+    with embedded_redis((tmp_path / "state" / "redis").resolve()) as url:
+        yield connect(url)
+
+
+def topic_settings(broker: Broker, topic: str, **more: Any) -> dict[str, Any]:
+    return {"source": f"kafka:{topic}", "kafka.bootstrap_servers": broker.servers, **MODEL, **more}
+
+
+def generated(count: int) -> list[bytes]:
+    generator = Generator(GeneratorConfig())
+    lines = [line for block in range(-(-count // 1_000)) for line in generator.block(block)]
+    return lines[:count]
+
+
+def learned_from_file(folder: Path, lines: list[bytes], **settings: Any) -> tuple[dict[str, Any], Rows, list[Any]]:
+    """What a run over a file with the same lines gives."""
+    source = write_lines(folder / "log.jsonl", lines)
+    notes = folder / "notes"
+    summary = run_job(folder / "state", {"source": f"file:{source}", **MODEL, **settings}, notes=notes)
+    return summary, stored_rows(notes), dead_letters(folder / "state" / "dead-letters")
+
+
+def test_a_topic_of_one_partition_is_learned_as_a_file_is(
+    tmp_path: Path, broker: Broker, kafka: KafkaClient, connection: Any
+) -> None:
+    lines = generated(6_000)
+    kafka.create("ratings")
+    kafka.send("ratings", [Record(line) for line in lines])
+    notes = tmp_path / "notes"
+    run = TopicRun(tmp_path / "state", topic_settings(broker, "ratings", time="processing"), notes)
+    summary = run.stopped_at(connection, read=len(lines), learned=5_800)
+    expected, rows, letters = learned_from_file(tmp_path / "file", lines, time="processing")
+    assert summary["events"] == expected["events"] and balanced(summary["events"])
+    assert summary["events"]["read"] == len(lines) and summary["events"]["rejected"] > 0
+    assert stored_rows(notes) == rows
+    found = dead_letters(tmp_path / "state" / "dead-letters")
+    assert [(d["reason"], d["raw"], d["position"]["offset"] + 1) for d in found] == [
+        (d["reason"], d["raw"], d["position"]["line"]) for d in letters
+    ]
+    assert {d["position"]["partition"] for d in found} == {"ratings-0"}
+
+
+def rating(k: int, **more: Any) -> bytes:
+    """Dense in time, of few users and items."""
+    event = {
+        "event_id": f"e{k}",
+        "user_id": f"u{k * 7919 % 97}",
+        "item_id": f"i{k * 104729 % 53}",
+        "event_value": k % 9 / 2 + 0.5,
+        "timestamp": 1_700_000_000_000 + k * 700 - (k * 31 % 5) * 400,
+    }
+    return orjson.dumps(event | more)
+
+
+def test_poison_goes_to_a_topic_as_it_came_and_the_reader_goes_on(
+    tmp_path: Path, broker: Broker, kafka: KafkaClient, connection: Any
+) -> None:
+    poison = [
+        Record(bytes(range(256)), b"\xff\x00", [("trace", b"\xfe\x00"), ("empty", b""), ("none", None)]),
+        Record(None, b"tombstone"),
+        Record(b""),
+        Record(b" \n "),
+        Record("\u2028\u2029\u2400".encode(), "\u2029".encode(), [("\u2028\u2029", "\u2400".encode())]),
+        Record(b"[1]", timestamp=0),
+        Record(b'{"user_id":', timestamp=1_700_000_000_123),
+        Record(b"[" * 100_000),
+    ]
+    good = [Record(rating(k).replace(b",", b",\n"), str(k).encode(), [("n", b"1")]) for k in range(300)]
+    huge = Record(rating(300, event_value=1e14), b"\xe9", [("why", b"it diverges")])
+    again = Record(rating(299), b"again")
+    late = Record(rating(0, event_id="late"), b"late")
+    end = [Record(rating(10_000 + k)) for k in range(3)]
+    kafka.create("poisoned")
+    kafka.create("letters")
+    kafka.send("poisoned", [*poison[:4], *good[:200], *poison[4:], *good[200:], huge, again, late, *end])
+    run = TopicRun(
+        tmp_path / "state",
+        topic_settings(broker, "poisoned", time="event", dead_letters="kafka:letters", **{"model.max_weight": 1e6}),
+    )
+    summary = run.stopped_at(connection, read=len(poison) + 306, learned=len(good))
+    assert balanced(summary["events"])
+    assert summary["events"] | {"learned": 0, "pending": 0} == {
+        "read": len(poison) + 306,
+        "learned": 0,
+        "rejected": len(poison) + 1,
+        "late": 1,
+        "duplicate": 1,
+        "pending": 0,
+    }
+    sent = kafka.read("poisoned")
+    letters = {int(dict(letter.headers)[CONNECT + "offset"] or b""): letter for letter in kafka.read("letters")}
+    reasons: dict[int, bytes | None] = {}
+    for offset, letter in letters.items():
+        original, headers = sent[offset], dict(letter.headers)
+        told = {name: headers.pop(name) for name in list(headers) if name.startswith(CONNECT)}
+        assert (letter.key, letter.value, letter.timestamp) == (original.key, original.value, original.timestamp)
+        # The connector writes no header that has no value.
+        assert headers == {name: value for name, value in original.headers if value is not None}
+        assert (told[CONNECT + "topic"], told[CONNECT + "partition"]) == (b"poisoned", b"0")
+        reasons[offset] = told[CONNECT + "exception.class.name"]
+    first, second = range(4), range(204, 208)
+    assert reasons == {
+        **dict.fromkeys((*first, *second), b"not_json"),
+        205: b"not_object",
+        308: b"diverged",
+        309: b"duplicate",
+        310: b"late",
+    }
+
+
+def counts_of_users(connection: Any, user_ids: Iterable[str]) -> dict[str, int]:
+    found = Client(connection).users(sorted(user_ids))
+    return {user_id: user.learned.count for user_id, user in found.items() if user is not None and user.learned}
+
+
+@pytest.mark.parametrize("time_", ["event", "processing"])
+def test_partitions_are_learned_over_a_stop_and_killed_processes(
+    tmp_path: Path, broker: Broker, kafka: KafkaClient, connection: Any, data: Path, time_: str
+) -> None:
+    lines = lines_of(data / "online-retail" / "events.jsonl.gz", 12_000)
+    events = [orjson.loads(line) for line in lines]
+    topic = f"retail-{time_}"
+    kafka.create(topic, 3)
+    records = [
+        Record(line, partition=zlib.crc32(event["user_id"].encode()) % 3)
+        for line, event in zip(lines, events, strict=True)
+    ]
+    # What waits for the slowest partition is due when each has come to the day after.
+    after = max(event["timestamp"] for event in events) + 86_400_000
+    ends = [Record(rating(k, timestamp=after), partition=k) for k in range(3)]
+    settings = topic_settings(broker, topic, time=time_, **{"kafka.idle_after": "1d", "tiles.enabled": False})
+    notes = tmp_path / "notes"
+
+    kafka.send(topic, records[:5_000])
+    stopped = TopicRun(tmp_path / "state", settings, notes / "1").stopped_at(connection, read=3_000)
+    kafka.send(topic, records[5_000:8_000])
+    # No checkpoint comes meanwhile, so that there is something to replay.
+    run = TopicRun(tmp_path / "state", settings | {"checkpoint_interval": "10m"}, notes / "2")
+    run.until(connection, read=7_000, learned=5_100)
+    random.Random(1).choice(workers()).kill()
+    kafka.send(topic, records[8_000:10_000])
+    run.until(connection, read=10_000)
+    broker.kill()
+    broker.start()
+    kafka.send(topic, [*records[10_000:], *ends])
+    waiting = 3 if time_ == "event" else 0
+    summary = run.stopped_at(connection, read=12_003, learned=12_003 - waiting)
+
+    assert balanced(summary["events"]) and summary["events"]["pending"] == waiting
+    assert summary["replayed"] > 0, "no worker died, or nothing was replayed"
+    assert stopped["events"]["read"] - stopped["events"]["pending"] + summary["events"]["read"] == 12_003
+    if time_ == "event":
+        expected, rows, _ = learned_from_file(tmp_path / "file", lines, **{"tiles.enabled": False})
+        assert expected["events"]["learned"] == 12_000
+        assert stored_rows(notes / "1", notes / "2") == rows
+    counts = Counter(event["user_id"] for event in events)
+    assert counts_of_users(connection, counts) == counts
