@@ -27,9 +27,9 @@ JVM: Final = (
     "-XX:+UseParallelGC",
     # Sizes that spare it the full collections on the way there.
     "-XX:MetaspaceSize=256m",
-    "-Xms1900m",
+    "-Xms1400m",
     # What is new is a few batches and windows on their way, whatever the state: left to itself, the collector gives it
-    # more and more memory, up to gigabytes. Only what stays may make the heap grow.
+    # more and more memory, up to gigabytes. Only what stays makes the heap grow, beyond the 200 MB that are left to it.
     "-Xmn1200m",
     "-XX:SurvivorRatio=4",
     "-XX:-UseAdaptiveSizePolicy",
