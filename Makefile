@@ -46,7 +46,8 @@ bench: $(INSTALLED)
 
 # What `--source kafka:TOPIC` needs: Flink's connector, by Maven, its checksum compared.
 kafka:
-	mvn --batch-mode --no-transfer-progress --quiet -f deploy/kafka/pom.xml -P connector package
+	@command -v mvn >/dev/null || { echo "make kafka fetches Flink's connector with Maven: install it (mvn)"; exit 1; }
+	mvn --batch-mode --no-transfer-progress --quiet -f deploy/kafka/pom.xml -P connector package || { rm -f deploy/kafka/jars/*.jar; exit 1; }
 	@echo "deploy/kafka/jars has the connector"
 
 # What the tests in tests/kafka need besides: the jars of a broker.

@@ -18,6 +18,7 @@ _FETCHED: Final = Path(__file__).resolve().parents[1] / "deploy" / "kafka" / "ja
 _SHADED: Final = "org.apache.flink.kafka.shaded.org.apache.kafka"
 _KAFKAS: Final = re.compile(r"(?<![\w.])org\.apache\.kafka\.")
 _ASK_MS: Final = 20_000
+_LOADERS: Final[dict[Path, Any]] = {}  # of this process's JVM
 
 
 def connector(settings: KafkaSettings) -> Path:
@@ -40,10 +41,16 @@ def connector(settings: KafkaSettings) -> Path:
 def client_package(jar: Path) -> Any:
     """The package of Kafka's client, in the JVM that PyFlink talks to."""
     from pyflink.java_gateway import get_gateway
-    from pyflink.util.java_utils import add_jars_to_context_class_loader
 
-    add_jars_to_context_class_loader([jar.as_uri()])
-    package: Any = get_gateway().jvm
+    gateway = get_gateway()
+    if jar not in _LOADERS:
+        urls = gateway.new_array(gateway.jvm.java.net.URL, 1)
+        urls[0] = gateway.jvm.java.net.URL(jar.as_uri())
+        _LOADERS[jar] = gateway.jvm.java.net.URLClassLoader(urls, gateway.jvm.ClassLoader.getSystemClassLoader())
+    # A thread of Python may have another of Java's each time. PyFlink would give each a loader of its own, but py4j
+    # remembers methods by the names of their classes: it takes those of one loader for those of another.
+    gateway.jvm.Thread.currentThread().setContextClassLoader(_LOADERS[jar])
+    package: Any = gateway.jvm
     for name in _SHADED.split("."):
         package = getattr(package, name)
     return package

@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if jobs & set(item.path.parents):
             item.add_marker(pytest.mark.flink)
         if Path(__file__).parent / "kafka" in item.path.parents:
-            item.add_marker(pytest.mark.timeout(900))  # jars are fetched, and processes killed
+            item.add_marker(pytest.mark.timeout(1_800))  # jars are fetched, and processes killed
 
 
 @pytest.fixture(scope="session")

@@ -239,3 +239,46 @@ def test_options_of_flink_are_passed_on_as_text(tmp_path: Path) -> None:
 def test_options_of_flink_that_promises_rest_on_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=f"freshet sets {name} itself: {FLINK_FIXED[name]}"):
         resolve([Layer("--set", {f"flink.{name}": "x"})])
+
+
+KAFKA = {"source": "kafka:ratings", "kafka.bootstrap_servers": "localhost:9092"}
+JAAS = "kafka.properties.sasl.jaas.config"
+
+
+def test_a_topic_is_learned_as_it_comes_unless_it_is_said_otherwise() -> None:
+    assert resolve([Layer("--set", KAFKA)]).time == "processing"
+    assert resolve([Layer("--set", {**KAFKA, "time": "event"})]).time == "event"
+
+
+def test_a_secret_comes_from_the_environment_or_a_file_and_is_not_shown(tmp_path: Path) -> None:
+    layer = environment_layer({"FRESHET_KAFKA__PROPERTIES__SASL__JAAS__CONFIG": "canary"})
+    resolved = resolve([Layer("flag", KAFKA), layer])
+    assert resolved.settings.kafka.properties == {"sasl.jaas.config": "canary"}
+    assert (JAAS, "(not shown)", "environment") in resolved.rows()
+    config = tmp_path / "freshet.toml"
+    config.write_text('[kafka.properties]\nsasl.jaas.config = "canary"\nfetch.max.bytes = 7\n')
+    resolved = resolve([toml_layer(config), Layer("flag", KAFKA)])
+    assert resolved.settings.kafka.properties == {"sasl.jaas.config": "canary", "fetch.max.bytes": "7"}
+    assert "canary" not in str(resolved.rows())
+    for origin in ("--set", "flag"):
+        with pytest.raises(SettingsError, match="a secret on the command line") as caught:
+            resolve([Layer(origin, {**KAFKA, JAAS: "canary"})])
+        assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kafka.properties.group.id": "x"}, "freshet sets it itself: set kafka.group"),
+        ({"dead_letters": "kafka:ratings"}, "its dead letters would be read again"),
+        ({"kafka.bootstrap_servers": ""}, "kafka.bootstrap_servers"),
+        ({"kafka.start": "tomorrow"}, "write earliest, latest, group, or a time"),
+        ({"kafka.gather": "2m"}, "is not within 1ms and 1m"),
+        ({"format": "csv"}, "csv is for files"),
+        ({"source": "generator", "dead_letters": "kafka:a/b"}, "write kafka:TOPIC"),
+    ],
+)
+def test_settings_of_kafka_that_can_not_be(given: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        resolve([Layer("--set", {**KAFKA, **given})])
+    assert message in str(caught.value)

@@ -24,13 +24,16 @@ from udfs.generator import Generator, GeneratorConfig
 
 MODEL = {"model.n_factors": 4, "model.seed": 3}
 CONNECT = "__connect.errors."
-_WAIT_SECONDS = 240
+_WAIT_SECONDS = 600  # for a machine that is busy with other things
 
 
 class TopicRun:
     """A run that reads a topic, beside the test."""
 
+    begun: list[TopicRun] = []
+
     def __init__(self, folder: Path, settings: Mapping[str, Any], notes: Path | None = None) -> None:
+        self.begun.append(self)
         self.stop = threading.Event()
         self.summary: dict[str, Any] = {}
         self.error: BaseException | None = None
@@ -54,11 +57,14 @@ class TopicRun:
             time.sleep(0.05)
             now = counted(connection)
 
+    def end(self) -> None:
+        self.stop.set()
+        self._thread.join(_WAIT_SECONDS)
+
     def stopped_at(self, connection: Any, **counts: int) -> dict[str, Any]:
         """The summary of a run that was stopped as soon as so many are counted."""
         self.until(connection, **counts)
-        self.stop.set()
-        self._thread.join(_WAIT_SECONDS)
+        self.end()
         if self.error is not None:
             raise self.error
         return self.summary
@@ -76,6 +82,8 @@ def connection(tmp_path: Path) -> Iterator[Any]:
     """The embedded Redis of ``tmp_path / state``, which the runs of a test share."""
     with embedded_redis((tmp_path / "state" / "redis").resolve()) as url:
         yield connect(url)
+        while TopicRun.begun:  # also where the test has failed: the next has this process and its JVM, too
+            TopicRun.begun.pop().end()
 
 
 def topic_settings(broker: Broker, topic: str, **more: Any) -> dict[str, Any]:
