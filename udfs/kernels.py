@@ -284,7 +284,7 @@ def meet(users: Array, numbers: Array, items: Array, starts: Array, lengths: Arr
 
 @njit(cache=True)
 def move(users: Array, places: Array, items: Array, starts: Array, lengths: Array) -> None:
-    """Histories to other places, where nothing is. ``items`` and ``starts`` are written."""
+    """Seen to other places, where nothing is. ``items`` and ``starts`` are written."""
     for at in range(len(users)):
         user, place = users[at], places[at]
         for item in range(lengths[user]):
@@ -306,7 +306,7 @@ def json_sizes(starts: Array, lengths: Array, items: Array, ends: Array) -> Arra
 
 @njit(cache=True)
 def write_json(starts: Array, lengths: Array, items: Array, ends: Array, texts: Array, out: Array) -> None:
-    """Histories as arrays of JSON, in a row; the JSON of item ``n`` is in ``texts`` up to ``ends[n + 1]``."""
+    """Seen as arrays of JSON, in a row; the JSON of item ``n`` is in ``texts`` up to ``ends[n + 1]``."""
     to = 0
     for at in range(len(starts)):
         out[to] = 91  # [

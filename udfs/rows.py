@@ -16,10 +16,10 @@ from typing import Final
 import numpy as np
 import orjson
 
-from udfs.histories import Histories
 from udfs.ids import Group, Ids
 from udfs.models import USER, Array
 from udfs.seal import REMEDY, Damaged, sums
+from udfs.seen import Seen
 
 ROW_LAYOUT: Final = 1
 # The fixed part of a stored row. The model's part comes next, which has ``size`` bytes, a whole number of words; then a
@@ -100,7 +100,7 @@ class Rows(Mapping[str, Row]):
         self.family = family
         self.ids = ids
         self.heads = _unused(1_024)
-        self.seen = Histories()
+        self.seen = Seen()
 
     def __getitem__(self, row_id: str) -> Row:
         number = self.ids[row_id]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udfs import histories
-from udfs.histories import Histories
+from udfs import seen as module
 from udfs.ids import Group, Ids
+from udfs.seen import Seen
 
 USERS = 6
 events = st.lists(st.tuples(st.integers(0, USERS - 1), st.sampled_from([*"abcdefghij", "\n,", "\u00e9"])), max_size=40)
@@ -23,7 +23,7 @@ steps = st.one_of(
 )
 
 
-def meet(of: Histories, met: list[tuple[int, str]], size: int) -> None:
+def meet(of: Seen, met: list[tuple[int, str]], size: int) -> None:
     users, items = (
         Group(Ids(), list(column)) for column in ([str(user) for user, _ in met], [item for _, item in met])
     )
@@ -33,9 +33,9 @@ def meet(of: Histories, met: list[tuple[int, str]], size: int) -> None:
 @given(st.lists(steps, max_size=12))
 def test_it_is_a_list_for_each_user(drawn: list[Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(histories, "_PLACES", 3)
-        patch.setattr(histories, "_NAMES", 3)
-        seen, expected = Histories(), [list[str]() for _ in range(USERS)]
+        patch.setattr(module, "_PLACES", 3)
+        patch.setattr(module, "_NAMES", 3)
+        seen, expected = Seen(), [list[str]() for _ in range(USERS)]
         seen.fit(USERS)
         for name, *of in drawn:
             if name == "meet":
@@ -57,7 +57,7 @@ def test_it_is_a_list_for_each_user(drawn: list[Any]) -> None:
 
 
 def test_what_nobody_has_seen_any_more_is_forgotten() -> None:
-    seen = Histories()
+    seen = Seen()
     seen.fit(1)
     for start in range(0, 1_000_000, 10_000):
         meet(seen, [(0, str(item)) for item in range(start, start + 10_000)], 50)
@@ -66,7 +66,7 @@ def test_what_nobody_has_seen_any_more_is_forgotten() -> None:
 
 
 def test_histories_that_grow_together_do_not_keep_what_they_left() -> None:
-    seen, users = Histories(), 50_000
+    seen, users = Seen(), 50_000
     seen.fit(users)
     for item in range(64):
         seen.meet(np.arange(users), np.arange(users), [str(item)], np.zeros(users, dtype=np.intp), 64)

@@ -23,12 +23,12 @@ _PLACES: Final = 1_000_000
 _NAMES: Final = 100_000
 
 
-class Histories:
+class Seen:
     """What users met last, by the users' numbers; each item once, the newest last.
 
     Examples
     --------
-    >>> seen = Histories()
+    >>> seen = Seen()
     >>> seen.fit(2)
     >>> seen.meet(np.array([0, 1]), np.array([0, 1, 0, 0]), ["tea", "rum"], np.array([0, 1, 1, 0]), size=50)
     >>> seen[0], seen[1], seen.json(np.array([0, 1]))
