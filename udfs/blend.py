@@ -67,6 +67,7 @@ ALL, NEW, LEFT_OUT = range(3)
 NOT_NEW: Final = -2  # in the place of ``better``: the user met the item before
 _HOUR: Final = 3_600_000
 _TOPS_EVERY: Final = 1_000
+_LEAST: Final = 1e-6  # so that a slope that is only rounding does not make a whole step
 _ROOM: Final = 1_024  # the longest list, too
 
 
@@ -283,7 +284,7 @@ def _teach(of: Parts, to: Scratch, items: Array, size: int, n: int, rate: float)
             slope = to.slopes[f] / math.sqrt(hits)
             if slope != 0.0:
                 squares[f] += slope * slope
-                weights[f] -= rate * slope / math.sqrt(squares[f])
+                weights[f] -= rate * slope / math.sqrt(squares[f] + _LEAST)
 
 
 @njit(cache=True)
