@@ -67,7 +67,6 @@ ALL, NEW, LEFT_OUT = range(3)
 NOT_NEW: Final = -2  # in the place of ``better``: the user met the item before
 _HOUR: Final = 3_600_000
 _TOPS_EVERY: Final = 1_000
-_LEAST: Final = 1e-6  # so that a slope that is only rounding does not make a whole step
 _ROOM: Final = 1_024  # the longest list, too
 
 
@@ -284,7 +283,7 @@ def _teach(of: Parts, to: Scratch, items: Array, size: int, n: int, rate: float)
             slope = to.slopes[f] / math.sqrt(hits)
             if slope != 0.0:
                 squares[f] += slope * slope
-                weights[f] -= rate * slope / math.sqrt(squares[f] + _LEAST)
+                weights[f] -= rate * slope / math.sqrt(squares[f])
 
 
 @njit(cache=True)
@@ -512,6 +511,9 @@ class Blend(Recommender):
         Of embeddings.
     tops
         How many of the most popular items are candidates for everyone.
+    caution
+        The sums of squared gradients that weights begin with: how slowly they leave what they begin with. Without, the
+        first steps are whole ones, even where a slope is only rounding.
 
     References
     ----------
@@ -531,10 +533,11 @@ class Blend(Recommender):
     def __init__(
         self,
         settings: Settings | None = None,
-        neighbours: int = 100,
-        seen: int = 100,
+        neighbours: int = 200,
+        seen: int = 200,
         n_factors: int = 32,
         tops: int = 200,
+        caution: float = 100.0,
         spread: float = 0.05,
         seed: int = 0,
     ) -> None:
@@ -546,7 +549,7 @@ class Blend(Recommender):
         weights[0, :POPS], weights[0, POPS:OWN], weights[0, OWN] = 0.2, 0.2, 0.5
         self.parts = Parts(
             histories(0, seen), links(0, neighbours), links(0, neighbours), vectors(0, n_factors),
-            popularity(HALF_LIVES), self.counts, np.zeros(0), weights, np.zeros_like(weights), np.zeros(SUMS),
+            popularity(HALF_LIVES), self.counts, np.zeros(0), weights, np.full(weights.shape, caution), np.zeros(SUMS),
             np.full(tops, -1, dtype=np.int32), np.zeros(2, dtype=np.int64), np.array([SEED ^ seed], dtype=np.uint64),
         )  # fmt: skip
         self._scratch = self._room(_ROOM)
