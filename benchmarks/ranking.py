@@ -1,0 +1,330 @@
+"""How well the learners of issue 6 recommend: one pass a stream, each event predicted before it is learned.
+
+``python -m benchmarks.ranking`` prints, for the second half of each stream (the settings were tuned on first halves):
+
+- ``online-retail``, record by record with the lines of an invoice shuffled, and with whole invoices held out;
+- ``complete-journey``, with groups held out;
+- ``movielens-latest-small``: the stack of raters against the best biased MF that a search on the first half finds;
+- what bounded rows cost (``--only neighbours``), and published matrix factorisations (``--only references``).
+
+Learners alone rank what they score, and then the rest by decayed popularity. "Others left out" ranks each item among
+those that are not in its group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import itertools
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from river import facto, optim, reco
+
+from benchmarks.common import progress, show, store
+from udfs.blend import ALL, BLEND, DECAYED, LEFT_OUT, NEW, NOT_NEW, POPS, RANKERS, Blend, Predicted
+from udfs.building import build
+from udfs.factors import BPR, ISGD, RAISGD
+from udfs.ids import Group
+from udfs.models import ITEM, USER, Array
+from udfs.ranking import MISS, SEGMENTS, RankingConfig, RankingScores, grouped, place, scored
+from udfs.ratings import Wrapped
+from udfs.recommenders import Recommender
+from udfs.stack import Stack, default_raters
+
+DATA: Final = Path(__file__).parents[2] / "shared" / "data"
+PARTS: Final = ("retail-shuffled", "retail", "journey", "ratings", "neighbours", "references")
+PROTOCOLS: Final = {ALL: "repeats allowed", NEW: "only new to the user", LEFT_OUT: "others left out"}
+K: Final = 10
+
+
+@dataclass
+class Stream:
+    """Events in order; groups lie together."""
+
+    user_ids: list[str]
+    item_ids: list[str]
+    values: Array
+    times: Array
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def half(self) -> int:
+        """Where the second half begins, between two groups."""
+        at = len(self) // 2
+        while 0 < at < len(self) and (self.times[at], self.user_ids[at]) == (self.times[at - 1], self.user_ids[at - 1]):
+            at += 1
+        return at
+
+
+def read(path: Path, limit: int | None, shuffled: bool) -> Stream:
+    """A stream; shuffled: the lines of each group in an order that says nothing."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    with gzip.open(path / "events.jsonl.gz") as lines:
+        for line in itertools.islice(lines, limit):
+            event = orjson.loads(line)
+            groups.setdefault((event["timestamp"], event["user_id"]), []).append(event)
+    rng = random.Random(0)
+    for group in groups.values():
+        if shuffled:
+            rng.shuffle(group)
+    events = [event for group in groups.values() for event in group]
+    return Stream(
+        [event["user_id"] for event in events],
+        [event["item_id"] for event in events],
+        np.array([event.get("event_value", 1.0) for event in events]),
+        np.array([event["timestamp"] for event in events]),
+    )
+
+
+# ------------------------------------------------------------------------------------------- rankings
+
+
+def blend_pass(
+    stream: Stream, config: RankingConfig, rankers: Sequence[int], protocols: Sequence[int], **settings: Any
+) -> tuple[Blend, dict[int, RankingScores], dict[str, Any]]:
+    """One pass; returns the model, the scores of the second half by protocol, and figures besides."""
+    model, half = Blend(**settings), stream.half()
+    names = [RANKERS[ranker] for ranker in rankers]
+    baselines = [RANKERS[ranker] for ranker in (1 + DECAYED, POPS) if ranker in rankers]
+    scores = {protocol: RankingScores(config, names, baselines) for protocol in protocols}
+    whole, seconds = [], time.process_time()
+    for first, end in ((0, half), (half, len(stream))):
+        wanted = config.evaluated(first, end - first)
+        part = model.test_then_learn(
+            stream.user_ids[first:end], stream.item_ids[first:end], stream.times[first:end], wanted, config, rankers,
+            protocols,
+        )  # fmt: skip
+        whole.append(part)
+        if first:
+            for at, protocol in enumerate(protocols):
+                note(scores[protocol], part, at, [model.items.names[number] for number in part.offered])
+        progress(f"{end:,} events")
+    columns = [part.better for part in whole], [part.ties for part in whole]
+    besides = {
+        "seconds": time.process_time() - seconds,
+        "whole": [
+            hits(*(np.concatenate([of[:, 0, r] for of in column]) for column in columns)) for r in range(len(rankers))
+        ],
+    }
+    return model, scores, besides
+
+
+def note(scores: RankingScores, part: Predicted, protocol: int, offered: Sequence[str]) -> None:
+    counted = part.better[:, protocol, 0] != NOT_NEW
+    scores.update(
+        part.better[counted, protocol], part.ties[counted, protocol], part.returning[counted], part.head[counted],
+        offered,
+    )  # fmt: skip
+
+
+def hits(better: Array, ties: Array) -> float:
+    return float(scored(better, ties, K)[:, 0].mean())
+
+
+def ranking(title: str, stream: Stream, config: RankingConfig, protocols: Sequence[int], every: int) -> dict[str, Any]:
+    rankers = list(range(len(RANKERS)))
+    config = RankingConfig(k=K, held_out=config.held_out, every=every)
+    progress(title)
+    model, scores, besides = blend_pass(stream, config, rankers, protocols)
+    result: dict[str, Any] = {"seconds": besides["seconds"], "every": every}
+    rows: list[tuple[str, ...]] = [("", *(f"{PROTOCOLS[p]}: hit, ndcg, mrr" for p in protocols), "whole stream: hit")]
+    for r, name in enumerate(RANKERS):
+        cells = [scores[p].values()["all"][name] for p in protocols]
+        rows.append((name, *(three(cell) for cell in cells), f"{besides['whole'][r]:.4f}"))
+        result[name] = dict(zip((PROTOCOLS[p] for p in protocols), cells, strict=True)) | {"whole": besides["whole"][r]}
+    show(f"{title}, second half, @{K}, 1 event in {every}", rows)
+    shown = scores[protocols[0]].values(known=len(model.items))
+    alone = {name: shown["all"][name]["hit"] for name in RANKERS[1:]}
+    best = max(alone, key=alone.__getitem__)
+    print(f"  blend / best alone ({best}): {shown['all']['blend']['hit'] / alone[best]:.3f}")
+    print(f"  coverage of the blend's lists: {shown['coverage']:.2f}; beaten by: {shown['beaten_by'] or 'none'}")
+    print("  blend by segment: " + "; ".join(
+        f"{segment} {shown[segment]['blend']['hit'] or 0.0:.4f} of {shown[segment]['blend']['n']:,}"
+        for segment in ("new users", "returning users", "head items", "tail items", "recent")
+    ))  # fmt: skip
+    print(f"  {besides['seconds']:.0f} s of CPU for {len(stream):,} events")
+    return result | {"segments": {segment: shown[segment]["blend"] for segment in (*SEGMENTS, "recent")}}
+
+
+def three(cell: dict[str, Any]) -> str:
+    return " ".join(f"{cell[name]:.4f}" for name in ("hit", "ndcg", "mrr")) if cell["n"] else "-"
+
+
+def neighbours(streams: dict[str, Stream], every: int) -> dict[str, Any]:
+    """What is lost where rows keep less."""
+    rows: list[tuple[str, ...]] = [("links of an item, items of a user", *streams)]
+    result: dict[str, Any] = {}
+    for size in (10, 30, 100, 300):
+        figures = []
+        for stream in streams.values():
+            config = RankingConfig(k=K, every=every)
+            _, scores, _ = blend_pass(stream, config, [BLEND], [ALL], neighbours=size, seen=size)
+            figures.append(scores[ALL].values()["all"]["blend"]["hit"])
+        rows.append((f"{size}, {size}", *(f"{of:.4f}" for of in figures)))
+        result[str(size)] = dict(zip(streams, figures, strict=True))
+    show("What bounded rows cost: hit@10 of the blend, groups held out", rows)
+    return result
+
+
+def references(streams: dict[str, Stream], every: int) -> dict[str, Any]:
+    """Published matrix factorisations, groups held out; their settings were chosen on the first half."""
+    grids: list[tuple[Callable[..., Recommender], list[dict[str, Any]]]] = [
+        (ISGD, [{"rate": rate, "n_factors": f} for rate in (0.02, 0.1) for f in (16, 64)]),
+        (RAISGD, [{"rate": rate, "negatives": n} for rate in (0.05, 0.2) for n in (3, 20)]),
+        (BPR, [{"rate": rate, "negatives": n} for rate in (0.05, 0.15) for n in (5, 20)]),
+    ]
+    rows: list[tuple[str, ...]] = [("hit, ndcg, mrr @10", *streams)]
+    result: dict[str, Any] = {}
+    for kind, grid in grids:
+        cells = []
+        for name, stream in streams.items():
+            found = [(factorised(kind(**settings), stream, every), settings) for settings in grid]
+            (_, second), settings = max(found, key=lambda one: float(one[0][0][1]))
+            cells.append(" ".join(f"{of:.4f}" for of in second) + f" {settings}")
+            result[f"{kind.__name__} {name}"] = {"hit, ndcg, mrr": second.tolist(), "settings": settings}
+        rows.append((kind.__name__, *cells))
+        progress(kind.__name__)
+    show(f"Matrix factorisations, groups held out, second half, 1 event in {every}", rows)
+    return result
+
+
+def factorised(model: Recommender, stream: Stream, every: int) -> tuple[Array, Array]:
+    """Hit, NDCG and MRR of the halves of a stream, groups held out."""
+    users, items = np.array(model.users.add(stream.user_ids)), np.array(model.items.add(stream.item_ids))
+    order, starts = grouped(stream.times, users)
+    model.fit()
+    better, ties, wanted = [], [], np.arange(len(stream)) % every == 0
+    for first, end in itertools.pairwise(starts.tolist()):
+        events = order[first:end]
+        if wanted[events].any():
+            # All ids have rows from the start, so what was not met yet is taken out.
+            scores = np.where(model.counts[: len(model.items)] > 0, model.scores(int(users[events[0]])), np.nan)
+            for event in events[wanted[events]].tolist():
+                at = place(scores, int(items[event]))
+                better.append(at[0])
+                ties.append(at[1])
+        model.learn_numbers(users[events], items[events], stream.times[events])
+    assert MISS in better
+    points, half = scored(np.array(better), np.array(ties), K), len(better) // 2
+    return points[:half].mean(axis=0), points[half:].mean(axis=0)
+
+
+# -------------------------------------------------------------------------------------------- ratings
+
+
+def errors(ys: Array, predictions: Array, clip: tuple[float, float]) -> tuple[float, float]:
+    """RMSE and MAE."""
+    apart = ys - np.clip(predictions, *clip)
+    return float(np.sqrt(np.mean(apart * apart))), float(np.mean(np.abs(apart)))
+
+
+def ratings(stream: Stream) -> dict[str, Any]:
+    """The stack against the best of 96 settings of biased MF; each is chosen by its RMSE on the first half."""
+    ys, half = stream.values, len(stream) // 2
+    clip = (float(ys[:half].min()), float(ys[:half].max()))
+    tried: list[tuple[float, Array, dict[str, Any]]] = []
+    grid = itertools.product((0.02, 0.03, 0.04, 0.06), (0.02, 0.06, 0.1), (0.05, 0.15), (0.02, 0.1), (4, 16))
+    for bias_rate, rate, spread, l2, n_factors in grid:
+        settings = {
+            "n_factors": n_factors, "bias_optimizer": "SGD", "bias_optimizer.lr": bias_rate, "latent_optimizer": "SGD",
+            "latent_optimizer.lr": rate, "latent_initializer": "Normal", "latent_initializer.sigma": spread,
+            "l2_latent": l2, "l2_bias": 0.02,
+        }  # fmt: skip
+        model = build("biased_mf", settings)
+        users, items = Group(model.ids[USER], stream.user_ids), Group(model.ids[ITEM], stream.item_ids)
+        predictions, _ = model.learn(users, items, ys)
+        tried.append((errors(ys[:half], predictions[:half], clip)[0], predictions, settings))
+    _, chosen, settings = min(tried, key=lambda one: one[0])
+    luckiest = min((predictions for _, predictions, _ in tried), key=lambda of: errors(ys[half:], of[half:], clip)[0])
+    normal = optim.initializers.Normal
+    raters = [
+        *default_raters(),
+        Wrapped(
+            reco.BiasedMF(
+                n_factors=10, bias_optimizer=optim.SGD(0.04), latent_optimizer=optim.SGD(0.06), l2_bias=0.02,
+                l2_latent=0.02, latent_initializer=normal(sigma=0.05, seed=0), seed=0,
+            )
+        ),
+        Wrapped(
+            facto.FMRegressor(
+                n_factors=8, weight_optimizer=optim.SGD(0.03), latent_optimizer=optim.SGD(0.03),
+                latent_initializer=normal(sigma=0.05, seed=0), seed=0,
+            ),
+            dictionary=True,
+        ),
+    ]  # fmt: skip
+    filters, stack = Stack(), Stack(raters)
+    of_filters = filters.learn(stream.user_ids, stream.item_ids, ys, stream.times)
+    stacked = stack.learn(stream.user_ids, stream.item_ids, ys, stream.times)
+    listed = [
+        ("biased MF, chosen on the first half", chosen),
+        ("biased MF, best on the second half in hindsight", luckiest),
+        *((f"{type(getattr(r, 'model', r)).__name__}", stack.predictions[:, at]) for at, r in enumerate(raters)),
+        ("stack of the filters", of_filters),
+        ("stack of the filters, River's biased MF and FM", stacked),
+    ]
+    base = [errors(ys[start:], chosen[start:], clip) for start in (half, 0)]
+    rows: list[tuple[str, ...]] = [("", "2nd half: RMSE", "MAE", "", "", "whole: RMSE", "MAE", "", "")]
+    result: dict[str, Any] = {"settings": settings}
+    for name, predictions in listed:
+        figures = [errors(ys[start:], predictions[start:], clip) for start in (half, 0)]
+        cells = [
+            f"{of:{form}}"
+            for mine, of_base in zip(figures, base, strict=True)
+            for form, values in ((".4f", mine), ("+.2%", [a / b - 1 for a, b in zip(mine, of_base, strict=True)]))
+            for of in values
+        ]
+        rows.append((name, *cells))
+        result.setdefault("rows", []).append([name, figures])
+    show("movielens-latest-small: errors, and how they compare to the first row", rows)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with a folder a stream")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts")
+    parser.add_argument("--events", type=int, help="so many of each stream")
+    parser.add_argument("--every", type=int, default=1, help="evaluate one event in so many")
+    given = parser.parse_args()
+    result: dict[str, Any] = {}
+    wanted = set(given.only)
+    shuffled = {
+        "online-retail": {"retail-shuffled", "retail", "neighbours", "references"},
+        "complete-journey": {"journey", "neighbours", "references"},
+    }
+    streams = {
+        name: read(given.data / name, given.events, shuffled=True) for name, parts in shuffled.items() if parts & wanted
+    }
+    whole = RankingConfig(k=K)
+    held_out = [ALL, NEW, LEFT_OUT]
+    if "ratings" in wanted:
+        stream = read(given.data / "movielens-latest-small", given.events, shuffled=False)
+        result["ratings"] = ratings(stream)
+    if "journey" in wanted:
+        stream = streams["complete-journey"]
+        result["journey"] = ranking("complete-journey, groups held out", stream, whole, held_out, given.every)
+    if "retail" in wanted:
+        stream = streams["online-retail"]
+        result["retail"] = ranking("online-retail, whole invoices held out", stream, whole, held_out, given.every)
+    if "retail-shuffled" in wanted:
+        title = "online-retail, record by record, lines of an invoice shuffled"
+        config = RankingConfig(k=K, held_out=False)
+        result["retail-shuffled"] = ranking(title, streams["online-retail"], config, [ALL, NEW], given.every)
+    if "neighbours" in wanted:
+        result["neighbours"] = neighbours(streams, given.every)
+    if "references" in wanted:
+        result["references"] = references(streams, max(given.every, 10))
+    store("ranking", result)
+
+
+if __name__ == "__main__":
+    main()

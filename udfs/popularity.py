@@ -1,0 +1,156 @@
+"""What is popular of late, and what a user comes back to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from udfs.history import BASKET, FADE, SIZE, Histories, histories, meet
+from udfs.jit import njit
+from udfs.models import Array
+from udfs.recommenders import Recommender, all_grown, grown
+
+_HIGH = 1e100
+
+
+class Popularity(NamedTuple):
+    """Faded counts of items at several half-lives.
+
+    Attributes
+    ----------
+    weights
+        By half-life and item, shape ``(half_lives, items)``. Later events weigh more, instead of earlier ones less, so
+        an event touches one item.
+    scales
+        What the next event weighs, and the sum of all weights, shape ``(half_lives, 2)``.
+    growths
+        By how much an event weighs more than the one before, shape ``(half_lives,)``.
+    """
+
+    weights: Array
+    scales: Array
+    growths: Array
+
+
+def popularity(half_lives: tuple[float, ...]) -> Popularity:
+    """Empty counts; half-lives are in events."""
+    scales = np.zeros((len(half_lives), 2))
+    scales[:, 0] = 1.0
+    return Popularity(np.zeros((len(half_lives), 0)), scales, np.array([2.0 ** (1.0 / of) for of in half_lives]))
+
+
+def popularity_grown(of: Popularity, items: int) -> Popularity:
+    """The same with places for so many items."""
+    return of._replace(weights=np.ascontiguousarray(grown(of.weights.T, items).T))
+
+
+@njit(cache=True)
+def popularise(of: Popularity, item: int) -> None:
+    """Counts an event."""
+    weights, scales = of.weights, of.scales
+    for at in range(len(scales)):
+        weights[at, item] += scales[at, 0]
+        scales[at, 1] += scales[at, 0]
+        scales[at, 0] *= of.growths[at]
+        if scales[at, 0] > _HIGH:
+            for other in range(weights.shape[1]):
+                weights[at, other] /= scales[at, 0]
+            scales[at, 1] /= scales[at, 0]
+            scales[at, 0] = 1.0
+
+
+@njit(cache=True)
+def _learn_popularity(items: Array, of: Popularity, counts: Array) -> None:
+    for event in range(len(items)):
+        popularise(of, items[event])
+        counts[items[event]] += 1.0
+
+
+@njit(cache=True)
+def _learn_repeats(users: Array, items: Array, times: Array, met: Histories, of: Popularity, counts: Array) -> None:
+    for event in range(len(users)):
+        popularise(of, items[event])
+        meet(met, users[event], items[event], times[event])
+        counts[items[event]] += 1.0
+
+
+class DecayedPopularity(Recommender):
+    r"""The share of an item in the last events: $\sum_e 2^{-a_e / h}$ over its events, which were $a_e$ events ago,
+    divided by the same sum over all.
+
+    Parameters
+    ----------
+    half_life
+        h in events; infinite for plain popularity.
+
+    References
+    ----------
+    Cormode, Shkapenyuk, Srivastava and Xu, "Forward decay: a practical time decay model for streaming systems", 2009.
+
+    Examples
+    --------
+    >>> model = DecayedPopularity(half_life=2)
+    >>> model.learn(["ann"] * 5, ["tea", "tea", "rum", "rum", "tea"], np.arange(5))
+    >>> model.rank("eve"), round(model.score("eve", "rum"), 3)
+    (['tea', 'rum'], 0.429)
+    """
+
+    def __init__(self, half_life: float = 10_000.0) -> None:
+        super().__init__()
+        self.half_life = half_life
+        self.popularity = popularity((half_life,))
+
+    def fit(self) -> None:
+        super().fit()
+        self.popularity = popularity_grown(self.popularity, len(self.items.names))
+
+    def learn_numbers(self, users: Array, items: Array, times: Array) -> None:
+        _learn_popularity(items, self.popularity, self.counts)
+
+    def scores(self, user: int) -> Array:
+        shares: Array = self.popularity.weights[0, : len(self.items.names)] / max(self.popularity.scales[0, 1], 1e-300)
+        return shares
+
+
+class Repeats(DecayedPopularity):
+    r"""What a user comes back to: 1, and how often the user met the item, each time weighing $0.9^b$ after b of the
+    user's baskets; to which the item's decayed popularity is added, so that other items follow.
+
+    Parameters
+    ----------
+    seen
+        How many items a user's row keeps.
+
+    References
+    ----------
+    Hu, He, Gao and Zhang, "Modeling personalized item frequency information for next-basket recommendation", 2020,
+    whose personalised item frequencies fade alike.
+
+    Examples
+    --------
+    >>> model = Repeats()
+    >>> model.learn(["ann", "ann", "bob"], ["tea", "tea", "rum"], np.array([1, 2, 3]))
+    >>> model.rank("ann"), round(model.score("ann", "tea"), 3)
+    (['tea', 'rum'], 3.377)
+    """
+
+    def __init__(self, half_life: float = 10_000.0, seen: int = 100) -> None:
+        super().__init__(half_life)
+        self.seen = seen
+        self.met = histories(0, seen)
+
+    def fit(self) -> None:
+        super().fit()
+        self.met = all_grown(self.met, len(self.users.names))
+
+    def learn_numbers(self, users: Array, items: Array, times: Array) -> None:
+        _learn_repeats(users, items, times, self.met, self.popularity, self.counts)
+
+    def scores(self, user: int) -> Array:
+        scores = super().scores(user)  # below 1, as are shares
+        if user >= 0:
+            size, basket = (int(self.met.marks[user, at]) for at in (SIZE, BASKET))
+            since = basket + 1 - self.met.baskets[user, :size]
+            scores[self.met.items[user, :size]] += self.met.rates[user, :size] * FADE**since + 1.0
+        return scores
