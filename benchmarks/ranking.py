@@ -1,4 +1,4 @@
-"""How well the learners of issue 6 recommend: one pass a stream, each event predicted before it is learned.
+"""How well the learners of implicit feedback and of ratings do: one pass a stream, each event predicted, then learned.
 
 ``python -m benchmarks.ranking`` prints, for the second half of each stream (the settings were tuned on first halves):
 
