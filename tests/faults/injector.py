@@ -89,7 +89,8 @@ def workers() -> list[psutil.Process]:
     return [worker for nursery in nurseries for worker in nursery.children()]
 
 
-def _victim(rng: random.Random) -> psutil.Process:
+def any_worker(rng: random.Random) -> psutil.Process:
+    """One of them that lives: those that have ended stay in the list for a while."""
     while not (alive := [w for w in workers() if w.status() != psutil.STATUS_ZOMBIE]):
         time.sleep(0.02)  # the job is restarting
     return rng.choice(sorted(alive, key=lambda p: p.pid))
@@ -99,13 +100,13 @@ def _victim(rng: random.Random) -> psutil.Process:
 
 
 def kill_worker(rng: random.Random, target: Target) -> str:
-    victim = _victim(rng)
+    victim = any_worker(rng)
     victim.kill()
     return f"SIGKILL of worker {victim.pid}"
 
 
 def stop_worker(rng: random.Random, target: Target) -> str:
-    return suspend(_victim(rng))
+    return suspend(any_worker(rng))
 
 
 def suspend(victim: psutil.Process) -> str:

@@ -17,7 +17,7 @@ import pytest
 from flink_jobs.embedded import embedded_redis
 from serving import Client
 from serving.connection import connect
-from tests.faults.injector import workers
+from tests.faults.injector import any_worker
 from tests.flink.harness import Rows, balanced, dead_letters, lines_of, run_job, stored_rows, write_lines
 from tests.kafka.broker import Broker, KafkaClient, Record
 from udfs.generator import Generator, GeneratorConfig
@@ -221,7 +221,7 @@ def test_partitions_are_learned_over_a_stop_and_killed_processes(
     # No checkpoint comes meanwhile, so that there is something to replay.
     run = TopicRun(tmp_path / "state", settings | {"checkpoint_interval": "10m"}, notes / "2")
     run.until(connection, read=7_000, learned=5_100)
-    random.Random(1).choice(workers()).kill()
+    any_worker(random.Random(1)).kill()
     kafka.send(topic, records[8_000:10_000])
     run.until(connection, read=10_000)
     broker.kill()
