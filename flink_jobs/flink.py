@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -94,6 +97,21 @@ def prepare_process(logs: Path) -> None:
     os.environ["_python_worker_execution_mode"] = "process"
     # A module in the user's folder must not shadow one that a worker imports.
     os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def start_jvm() -> None:
+    """Starts the JVM of a prepared process, while Python imports what comes next; who needs it waits for it."""
+
+    def start() -> None:
+        from pyflink.java_gateway import get_gateway
+
+        # Who needs it tries again, and gets the error.
+        with contextlib.suppress(Exception):
+            get_gateway()
+        # The rest of PyFlink, while the JVM plans.
+        importlib.import_module("pyflink.fn_execution")
+
+    threading.Thread(target=start, name="JVM", daemon=True).start()
 
 
 def windows_parallelism(settings: Settings) -> int:

@@ -16,7 +16,7 @@ import orjson
 from rich.console import Console
 
 from flink_jobs.catalogue import load_catalogue
-from flink_jobs.flink import JobFailed, execute_here, prepare_process
+from flink_jobs.flink import JobFailed, execute_here, prepare_process, start_jvm
 from flink_jobs.kafka import find_kafka
 from flink_jobs.preparing import files_of, gathering, job_of, prepared, purge, submit
 from flink_jobs.progress import Display, Monitor, Standing, Watchdog, summary_table
@@ -67,6 +67,7 @@ def run(
         folder, connection, keys = ready.folder, ready.connection, ready.keys
         manifest, snapshot = ready.manifest, ready.snapshot
         prepare_process(folder.logs)
+        start_jvm()
         kafka = find_kafka(resolved)  # before anything is changed: it may not be there
         # From here on a job that still writes under this prefix is fenced off.
         submission = draw_submission(connection, keys, time.time_ns() // 1_000_000)

@@ -18,6 +18,7 @@ from udfs.reading import decode_position, encode_position, stored_place
 from udfs.requests import Place
 
 BLOCK: Final = 1_000
+_FIRST_EVENTS: Final = 1_000  # in a chunk
 START: Final = 1_704_067_200_000  # 2024-01-01T00:00:00Z
 SOURCE: Final = "generator"
 _DRIFT: Final = 400_000.0  # events in which tastes turn by one radian
@@ -138,6 +139,7 @@ class GeneratorFeed:
         self._generator = Generator(config)
         self._run_id = run_id
         self._chunk_events = chunk_events
+        self._size = min(_FIRST_EVENTS, chunk_events)
         self._clock = clock
         self._block: tuple[int, list[bytes]] = (-1, [])
         self.ended = False
@@ -166,7 +168,9 @@ class GeneratorFeed:
 
     def read(self, limit: int | None = None) -> Chunk | None:
         first = self._next
-        stop = min(self._until, first + (self._chunk_events if limit is None else min(limit, self._chunk_events)))
+        stop = min(self._until, first + (self._size if limit is None else min(limit, self._size)))
+        # Small at first, so that something is learned soon; then large, which costs less.
+        self._size = min(2 * self._size, self._chunk_events)
         if self._config.rate:
             began, at = self._start
             stop = min(stop, at + int((self._clock() - began) * self._config.rate))

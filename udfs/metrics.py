@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from river import metrics
 
 from udfs.models import Array
 
@@ -58,6 +57,8 @@ class Prequential:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
+        from river import metrics  # here, as it brings half of scipy, which who looks at settings only does not need
+
         self._metrics = [(name, getattr(metrics, name)()) for name in names]
 
     def update(self, y_true: Array, y_pred: Array) -> None:
