@@ -163,12 +163,34 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         # Each user has about one event a window: a first phase that merges nothing only costs.
         "table.optimizer.agg-phase-strategy": "ONE_PHASE",
     }
+    if settings.prometheus.port is not None:
+        values |= prometheus_reporter(settings.prometheus.port)
     values |= settings.flink
     if restore is not None:
         values["execution.state-recovery.path"] = restore
         # A source of another kind, and windows of an input that has ended, have left nothing to take up.
         values["execution.state-recovery.ignore-unclaimed-state"] = "true"
     return values
+
+
+def prometheus_reporter(port: str) -> dict[str, str]:
+    """Flink's options for a reporter that Prometheus reads."""
+    return {
+        "metrics.reporter.prometheus.factory.class": "org.apache.flink.metrics.prometheus.PrometheusReporterFactory",
+        "metrics.reporter.prometheus.port": port,
+        # Else a bucket without a bound would be le="_Inf", and an operator publish_tiles.
+        "metrics.reporter.prometheus.filterLabelValueCharacters": "false",
+    }
+
+
+def load_reporter() -> None:
+    """Has the JVM of this process find the reporter. Flink's own clusters load it as a plugin, one in the command's JVM
+    loads none."""
+    import pyflink
+    from pyflink.util.java_utils import add_jars_to_context_class_loader
+
+    folder = Path(pyflink.__path__[0]) / "plugins" / "metrics-prometheus"
+    add_jars_to_context_class_loader([jar.as_uri() for jar in sorted(folder.glob("*.jar"))])
 
 
 def environments(values: dict[str, str]) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ import redis
 from rich.console import Console
 
 from flink_jobs.embedded import embedded_redis
-from flink_jobs.flink import RunningJob, configuration, environments, execute_here, windows_parallelism
+from flink_jobs.flink import RunningJob, configuration, environments, execute_here, load_reporter, windows_parallelism
 from flink_jobs.kafka import Kafka
 from flink_jobs.nursery import Nursery, nursery
 from flink_jobs.settings import Resolved, SettingsError
@@ -323,6 +323,8 @@ def submit(
     values = configuration(resolved.settings, folder.checkpoints, snapshot, python)
     if jar is not None:
         values["pipeline.jars"] = jar.as_uri()
+    if resolved.settings.prometheus.port is not None:
+        load_reporter()
     env, table_env = environments({**values, **(changes or {})})
     build_topology(env, table_env, job)
     return RunningJob(execute(env))

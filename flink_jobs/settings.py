@@ -86,6 +86,16 @@ def _redis(value: str) -> str:
     return value
 
 
+def _ports(value: Any) -> Any:
+    """A port, or a range of them, as Flink takes it."""
+    text = str(value)
+    found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last <= 65_535:
+        raise ValueError("write a port, 1 to 65535, or a range such as 9249-9259, of which each process takes one")
+    return text
+
+
 def _metrics(value: list[str]) -> list[str]:
     unknown = [name for name in value if name not in metrics.NAMES]
     if unknown:
@@ -245,6 +255,12 @@ class KafkaSettings(_Section):
     properties: Annotated[dict[str, str], BeforeValidator(_texts)] = Field({}, description="client properties")
 
 
+class PrometheusSettings(_Section):
+    port: Annotated[str, BeforeValidator(_ports)] | None = Field(
+        None, description="where metrics are read, on all addresses; by default nowhere"
+    )
+
+
 class RedisSettings(_Section):
     patience: Span = Field("30s", description="how long a worker tries again while Redis is away")
 
@@ -282,6 +298,7 @@ class Settings(_Section):
     flink: Annotated[dict[str, str], BeforeValidator(_flink)] = Field({}, description="Flink's own options")
     generator: GeneratorSettings = GeneratorSettings()
     kafka: KafkaSettings = KafkaSettings()
+    prometheus: PrometheusSettings = PrometheusSettings()
     events: EventSettings = EventSettings()
     dedup: DedupSettings = DedupSettings()
     tiles: TileSettings = TileSettings()

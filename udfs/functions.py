@@ -31,6 +31,18 @@ from udfs.reading import Feed
 from udfs.requests import Inbox, Journal
 from udfs.resharding import Exchange, ShardState
 from udfs.tail import from_state_name, state_name
+from udfs.telemetry import (
+    BATCH_BOUNDS,
+    BATCH_EVENTS_BUCKET,
+    BATCH_EVENTS_COUNT,
+    BATCH_EVENTS_SUM,
+    ELEMENTS,
+    Board,
+    Buckets,
+    of_buckets,
+    of_intake,
+    of_learner,
+)
 from udfs.tilefeed import TileFeed
 from udfs.topics import TopicReader
 
@@ -169,12 +181,15 @@ class IntakeFunction(KeyedProcessFunction):
         self._attempt = runtime_context.get_attempt_number()
         _calm_collector()
         self._publisher = self._make_publisher()
+        self._board = Board(runtime_context.get_metrics_group())
+        self._elements = 0
 
     def close(self) -> None:
         self._publisher.close()
 
     def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         intake = self._intake or self._restored()
+        self._elements += 1
         now = time.time_ns() // 1_000_000
         if value == _BEAT:
             self._note(intake)
@@ -185,6 +200,7 @@ class IntakeFunction(KeyedProcessFunction):
             result = self._decided(intake, Chunk.decode(value), now)
         if result is not None:
             yield from self._sent(intake, result)
+        self._board.show({**of_intake(intake), **self._publisher.readings, (ELEMENTS, ()): self._elements})
 
     def _decided(self, intake: Intake, chunk: Chunk, now: int) -> IntakeResult | None:
         if chunk.ahead:
@@ -216,6 +232,7 @@ class IntakeFunction(KeyedProcessFunction):
     def _restored(self) -> Intake:
         self._intake = Intake(self._config)
         self._intake.restore(self._header.value(), self._blobs.items())
+        self._board.begin(of_intake(self._intake))
         return self._intake
 
 
@@ -252,6 +269,10 @@ class LearnFunction(KeyedProcessFunction):
         self._outboxes: dict[str, Outbox] = {}
         _calm_collector()
         self._publisher = self._make_publisher()
+        self._metrics = runtime_context.get_metrics_group()
+        self._board = Board(self._metrics)
+        self._boards: dict[str, Board] = {}
+        self._elements, self._sizes = 0, Buckets(BATCH_BOUNDS)
 
     def close(self) -> None:
         self._publisher.close()
@@ -259,11 +280,16 @@ class LearnFunction(KeyedProcessFunction):
     def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         key = ctx.get_current_key()
         learner = self._learners.get(key) or self._restored(key)
+        before = learner.learned
         if value == _BEAT:
             self._outboxes[key].assure()
-            self._publisher.alive(self._shard_of[key])
-            return
-        batch = Batch.decode(value)
+        else:
+            yield from self._learned(key, learner, Batch.decode(value))
+        self._publisher.alive(self._shard_of[key])
+        self._show(key, learner, time.time_ns() // 1_000_000 if learner.learned > before else None)
+
+    def _learned(self, key: str, learner: Learner, batch: Batch) -> Iterator[Any]:
+        """Learns a batch, and stores and publishes what that changes."""
         number = learner.batch_number
         for learned in learner.process(batch):
             encoded = learner.encode(learned)
@@ -289,14 +315,24 @@ class LearnFunction(KeyedProcessFunction):
         for name, counters in learner.counters():
             self._state.rows.put(name, counters)
         self._state.header.update(learner.header())
-        self._publisher.alive(self._shard_of[key])
+        if len(batch.events):
+            self._sizes.add(len(batch.events))
+
+    def _show(self, key: str, learner: Learner, now: int | None) -> None:
+        self._elements += 1
+        sizes = of_buckets(self._sizes, BATCH_EVENTS_BUCKET, BATCH_EVENTS_SUM, BATCH_EVENTS_COUNT)
+        self._board.show({**sizes, **self._publisher.readings, (ELEMENTS, ()): self._elements})
+        self._boards[key].show(of_learner(learner, self._shard_of[key], now))
 
     def _restored(self, key: str) -> Learner:
         learner = self._learners[key] = Learner(self._config, self._make_model())
         header = self._state.header.value()
         rows = ((*from_state_name(name), blob) for name, blob in self._state.rows.items())
         learner.restore(header, rows, self._state.waiting.items(), self._state.tombstones.items())
-        author = Author(self._publisher.keys, self._shard_of[key], len(self._shard_of), self._epoch)
+        shard = self._shard_of[key]
+        self._boards[key] = Board(self._metrics)
+        self._boards[key].begin(of_learner(learner, shard))
+        author = Author(self._publisher.keys, shard, len(self._shard_of), self._epoch)
         self._outboxes[key] = Outbox(self._publisher, learner, author)
         self._publisher.lift(learner.passed_tombstones)
         return learner
@@ -366,6 +402,8 @@ class PublishTilesFunction(ProcessFunction):
     def open(self, runtime_context: RuntimeContext) -> None:
         _calm_collector()
         self._publisher = self._make_publisher()
+        self._board = Board(runtime_context.get_metrics_group())
+        self._elements = 0
 
     def close(self) -> None:
         self._publisher.close()
@@ -375,3 +413,5 @@ class PublishTilesFunction(ProcessFunction):
             entities = tile_entities([value[0]], self._publisher.keys, self._event_types, self._part)
             self._publisher.tiles(entities, self._keep, self._part)
         self._publisher.alive("windows")
+        self._elements += 1
+        self._board.show({**self._publisher.readings, (ELEMENTS, ()): self._elements})
