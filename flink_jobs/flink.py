@@ -9,10 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from flink_jobs import classes
-from flink_jobs.settings import Settings
+from flink_jobs.settings import Settings, withhold
 from flink_jobs.shardkeys import MAX_PARALLELISM
 from serving.schema import span_ms
 
@@ -84,11 +84,16 @@ def _java_version(java: Path) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def prepare_process(logs: Path) -> None:
-    """Sets what the JVM and the Python workers take from the environment; before the JVM starts."""
+def prepare_process(logs: Path, kind: Literal["text", "json"] = "text") -> None:
+    """Sets what the JVM and the Python workers take from the environment; before the JVM starts.
+
+    ``kind`` is the format of Flink's log, which goes to the folder ``logs``.
+    """
     logs.mkdir(parents=True, exist_ok=True)
     java_home = os.environ["JAVA_HOME"] = find_java()
     os.environ["FLINK_LOG_DIR"] = str(logs)
+    os.environ.setdefault("LOG4J_PROPERTIES", str(Path(__file__).with_name(f"log4j-{kind}.properties")))
+    withhold(os.environ)  # Beam logs the environment of its workers, all of it
     os.environ.setdefault("JVM_ARGS", " ".join((*JVM, *classes.options(java_home))))
     # Workers of their own: in one process with the command line they would share one interpreter lock.
     os.environ["_python_worker_execution_mode"] = "process"

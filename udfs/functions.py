@@ -7,8 +7,9 @@ is before the checkpoint barrier.
 from __future__ import annotations
 
 import gc
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
 from udfs.batch import Batch
 from udfs.chunk import Chunk
-from udfs.deadletters import letter_record
+from udfs.deadletters import Teller, letter_record
 from udfs.entities import tile_entities
 from udfs.intake import Intake, IntakeConfig, IntakeResult
 from udfs.learner import Learner, LearnerConfig
@@ -63,6 +64,7 @@ DEAD_LETTERS: Final = OutputTag("dead-letters", Types.STRING())
 # and are otherwise as before.
 _BEAT: Final = b""
 _BEAT_MS: Final = 5_000
+_LOG: Final = logging.getLogger("freshet")
 _IDLE_MS: Final = 500  # between looks at the journal when the input has ended
 
 
@@ -72,6 +74,11 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(1_000_000, 10, 100)
+
+
+def _log(teller: Teller, letters: Sequence[str]) -> None:
+    for sentence in teller.told(letters):
+        _LOG.info(sentence)
 
 
 class ReadFunction(KeyedProcessFunction):
@@ -183,6 +190,7 @@ class IntakeFunction(KeyedProcessFunction):
         self._publisher = self._make_publisher()
         self._board = Board(runtime_context.get_metrics_group())
         self._elements = 0
+        self._teller = Teller()
 
     def close(self) -> None:
         self._publisher.close()
@@ -220,6 +228,7 @@ class IntakeFunction(KeyedProcessFunction):
         self._header.update(intake.header)
         self._note(intake)
         if result.dead_letters:
+            _log(self._teller, result.dead_letters)
             yield DEAD_LETTERS, "\n".join(result.dead_letters)
         for feed in result.tile_feeds:
             yield TILE_FEED, Row(*feed)
@@ -273,6 +282,7 @@ class LearnFunction(KeyedProcessFunction):
         self._board = Board(self._metrics)
         self._boards: dict[str, Board] = {}
         self._elements, self._sizes = 0, Buckets(BATCH_BOUNDS)
+        self._teller = Teller()
 
     def close(self) -> None:
         self._publisher.close()
@@ -304,6 +314,7 @@ class LearnFunction(KeyedProcessFunction):
             self._publisher.delete(learned.deleted)
             self._outboxes[key].publish(learned, encoded)
             if learned.dead_letters:
+                _log(self._teller, learned.dead_letters)
                 yield DEAD_LETTERS, "\n".join(learned.dead_letters)
         for finished in learner.finished_batches():
             if finished != number:
