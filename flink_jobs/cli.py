@@ -18,7 +18,8 @@ from redis.exceptions import RedisError
 
 from flink_jobs.embedded import EmbeddedRedisError, embedded_redis
 from serving.client import Client, Learned, Recommendation, Unreachable
-from serving.connection import connect
+from serving.connection import connect, has_password
+from serving.identity import fingerprint, hidden, key_from, key_of
 from serving.schema import Keys, Tile, span_ms
 
 FAILED, UNUSABLE, UNKNOWN = 1, 2, 3
@@ -44,7 +45,7 @@ _RUN_OPTIONS: Final = (
     click.option("--summary", help="File to write the summary to, as JSON."),
 )
 _LOOKUP_OPTIONS: Final = (
-    click.option("--redis", default="embedded", help="A URL, or embedded (default)."),
+    click.option("--redis", default="embedded", envvar="FRESHET_REDIS", help="A URL, or embedded (default)."),
     click.option("--prefix", default="freshet", show_default=True),
     click.option("--state-dir", default=".freshet", show_default=True, type=click.Path(path_type=Path)),
     click.option("--json", "as_json", is_flag=True, help="One JSON object; null if the id is unknown."),
@@ -86,6 +87,12 @@ def _resolved(options: dict[str, Any]) -> Any:
         flags[f"field.{name}"] = column
     config = options.pop("config")
     assigned = dict(assignment(text) for text in options.pop("assignments"))
+    if has_password(flags_redis := str(options.get("redis") or "")) and flags_redis != "embedded":
+        click.echo(
+            "freshet: warning: --redis holds a password, which all users of this machine can see: put the URL into "
+            "FRESHET_REDIS, or the password into a file, --redis 'rediss://USER@HOST?password_file=PATH'",
+            err=True,
+        )
     names = {"model": "model.name"}
     flags |= {names.get(name, name): value for name, value in options.items() if value is not None}
     layers = [toml_layer(config)] if config is not None else []
@@ -284,11 +291,19 @@ def _url(redis: str, state_dir: Path) -> Iterator[str]:
         yield url
 
 
+def _id_key() -> bytes | None:
+    """The key that the ids of users are hidden under: of the environment, as a run takes it; it is no flag."""
+    if (file := os.environ.get("FRESHET_IDS__KEY_FILE")) is not None:
+        return key_from(Path(file).expanduser())
+    key = os.environ.get("FRESHET_IDS__KEY")
+    return None if key is None else key_of(key)
+
+
 @contextlib.contextmanager
 def _client(redis: str, prefix: str, state_dir: Path) -> Iterator[Client]:
     try:
         with _url(redis, state_dir) as url:
-            yield Client(url, prefix)
+            yield Client(url, prefix, _id_key())
     except (Unreachable, EmbeddedRedisError, ValueError) as error:
         _fail(str(error), FAILED)
 
@@ -386,7 +401,7 @@ def delete_user(user_ids: tuple[str, ...], redis: str, prefix: str, state_dir: P
     """Delete users: from Redis at once, and from the state by the job that runs, or with the next run."""
     with _job_installed():
         from flink_jobs.state import StateError, StateFolder
-        from serving.connection import connect, without_password
+        from serving.connection import connect, server_of
         from serving.schema import Keys
         from udfs.requests import Journal, JournalError
         from udfs.tombstones import hide
@@ -398,16 +413,28 @@ def delete_user(user_ids: tuple[str, ...], redis: str, prefix: str, state_dir: P
     if manifest is None:
         _fail(f"there is no state in {state_dir}; run a job first, or give --state-dir", UNUSABLE)
     for option, mine, its in (
-        ("redis", without_password(redis), manifest.fixed["redis"]),
+        ("redis", server_of(redis), manifest.fixed["redis"]),
         ("prefix", prefix, manifest.prefix),
     ):
         if mine != its:
             _fail(f"the state in {state_dir} writes under another --{option}: give --{option} {its}", UNUSABLE)
     if not all(user_ids) or any(user_id != user_id.encode(errors="ignore").decode() for user_id in user_ids):
         _fail("an ID is empty, or not UTF-8", UNUSABLE)
+    try:
+        key = _id_key()
+    except ValueError as error:
+        _fail(str(error), UNUSABLE)
+    under = "none" if key is None else f"one with the fingerprint {fingerprint(key)}"
+    if under != (its := manifest.fixed.get("ids.key", "none")):
+        _fail(
+            f"ids.key: the ids in {state_dir} are hidden under {its}, here is {under}: give the key that the job has, "
+            "FRESHET_IDS__KEY_FILE=PATH",
+            UNUSABLE,
+        )
+    kept_as = user_ids if key is None else tuple(hidden(user_id, key) for user_id in user_ids)
     away = ""
     try:
-        with Journal(folder.journal).requesting(user_ids, time.time_ns() // 1_000_000) as requests:
+        with Journal(folder.journal).requesting(kept_as, time.time_ns() // 1_000_000) as requests:
             # Before its reader may stamp them: what the job leaves in Redis comes after.
             try:
                 with contextlib.ExitStack() as stack:

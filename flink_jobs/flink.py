@@ -12,10 +12,10 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from flink_jobs import classes
-from flink_jobs.settings import Settings
+from flink_jobs.settings import Settings, withhold
 from flink_jobs.shardkeys import MAX_PARALLELISM
 from serving.schema import span_ms
 
@@ -87,11 +87,16 @@ def _java_version(java: Path) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def prepare_process(logs: Path) -> None:
-    """Sets what the JVM and the Python workers take from the environment; before the JVM starts."""
+def prepare_process(logs: Path, kind: Literal["text", "json"] = "text") -> None:
+    """Sets what the JVM and the Python workers take from the environment; before the JVM starts.
+
+    ``kind`` is the format of Flink's log, which goes to the folder ``logs``.
+    """
     logs.mkdir(parents=True, exist_ok=True)
     java_home = os.environ["JAVA_HOME"] = find_java()
     os.environ["FLINK_LOG_DIR"] = str(logs)
+    os.environ.setdefault("LOG4J_PROPERTIES", str(Path(__file__).with_name(f"log4j-{kind}.properties")))
+    withhold(os.environ)  # Beam logs the environment of its workers, all of it
     os.environ.setdefault("JVM_ARGS", " ".join((*JVM, *classes.options(java_home))))
     # Workers of their own: in one process with the command line they would share one interpreter lock.
     os.environ["_python_worker_execution_mode"] = "process"
@@ -181,12 +186,34 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         # Each user has about one event a window: a first phase that merges nothing only costs.
         "table.optimizer.agg-phase-strategy": "ONE_PHASE",
     }
+    if settings.prometheus.port is not None:
+        values |= prometheus_reporter(settings.prometheus.port)
     values |= settings.flink
     if restore is not None:
         values["execution.state-recovery.path"] = restore
         # A source of another kind, and windows of an input that has ended, have left nothing to take up.
         values["execution.state-recovery.ignore-unclaimed-state"] = "true"
     return values
+
+
+def prometheus_reporter(port: str) -> dict[str, str]:
+    """Flink's options for a reporter that Prometheus reads."""
+    return {
+        "metrics.reporter.prometheus.factory.class": "org.apache.flink.metrics.prometheus.PrometheusReporterFactory",
+        "metrics.reporter.prometheus.port": port,
+        # Else a bucket without a bound would be le="_Inf", and an operator publish_tiles.
+        "metrics.reporter.prometheus.filterLabelValueCharacters": "false",
+    }
+
+
+def load_reporter() -> None:
+    """Has the JVM of this process find the reporter. Flink's own clusters load it as a plugin, one in the command's JVM
+    loads none."""
+    import pyflink
+    from pyflink.util.java_utils import add_jars_to_context_class_loader
+
+    folder = Path(pyflink.__path__[0]) / "plugins" / "metrics-prometheus"
+    add_jars_to_context_class_loader([jar.as_uri() for jar in sorted(folder.glob("*.jar"))])
 
 
 def environments(values: dict[str, str]) -> tuple[Any, Any]:

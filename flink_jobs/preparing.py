@@ -14,13 +14,14 @@ import redis
 from rich.console import Console
 
 from flink_jobs.embedded import embedded_redis
-from flink_jobs.flink import RunningJob, configuration, environments, execute_here, windows_parallelism
+from flink_jobs.flink import RunningJob, configuration, environments, execute_here, load_reporter, windows_parallelism
 from flink_jobs.kafka import Kafka
 from flink_jobs.nursery import Nursery, nursery
 from flink_jobs.settings import Resolved, SettingsError
 from flink_jobs.state import Manifest, StateFolder, may_go_on
 from serving.client import Unreachable
-from serving.connection import connect, without_password
+from serving.connection import connect, server_of, without_password
+from serving.identity import fingerprint
 from serving.schema import Field, Keys, sharded, span_ms
 from udfs.building import build
 from udfs.events import EventFormat
@@ -88,7 +89,10 @@ def redis_url(resolved: Resolved, folder: StateFolder) -> Iterator[str]:
 
 
 def reachable(url: str) -> Any:
-    connection = connect(url)
+    try:
+        connection = connect(url)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     try:
         if connection.info("cluster").get("cluster_enabled"):
             raise SettingsError(
@@ -142,13 +146,14 @@ def fixed_settings(resolved: Resolved) -> dict[str, Any]:
     tail = [growth.min_events, growth.tail_rows, growth.tail_counters]
     return {
         "prefix": settings.prefix,
-        "redis": "embedded" if settings.redis == "embedded" else without_password(settings.redis),
+        "redis": "embedded" if settings.redis == "embedded" else server_of(settings.redis),
         "shards": settings.shards,
         "model": {"name": resolved.model_name, **resolved.model_params},
         "tiles": [tiles.enabled, tiles.spans, tiles.event_types, tiles.session_gap] if tiles.enabled else [False],
         "serving.half_life": settings.serving.half_life,
         "metrics": sorted(settings.metrics),
         "growth.min_events": tail if growth.min_events > 1 else [1],
+        "ids.key": "none" if resolved.id_key is None else f"one with the fingerprint {fingerprint(resolved.id_key)}",
     }
 
 
@@ -268,6 +273,7 @@ def job_of(
             partitions=() if topic is None else topic.partitions,
             idle_after=0 if topic is None else span_ms(settings.kafka.idle_after),
             records=resolved.topic is not None,
+            id_key=resolved.id_keys,
         ),
         learner=LearnerConfig(
             weights=dict(settings.weight),
@@ -323,6 +329,8 @@ def submit(
     values = configuration(resolved.settings, folder.checkpoints, snapshot, python)
     if jar is not None:
         values["pipeline.jars"] = jar.as_uri()
+    if resolved.settings.prometheus.port is not None:
+        load_reporter()
     env, table_env = environments({**values, **(changes or {})})
     build_topology(env, table_env, job)
     return RunningJob(execute(env))

@@ -51,7 +51,7 @@ def written_by_another_job(resolved: Resolved, ready: Ready) -> int:
     settings, connection, keys = resolved.settings, ready.connection, ready.keys
     submission = draw_submission(connection, keys, time.time_ns() // 1_000_000)
     before = _ask_learners(connection, keys, settings.shards)
-    prepare_process(ready.folder.logs)
+    prepare_process(ready.folder.logs, resolved.settings.logs)
     # Of a run of its own: the next one counts from where the last one ended.
     run_id = f"{ready.manifest.epoch}-{ready.manifest.runs}-republish"
     parts = replace(job_of(resolved, ready.manifest, ready.url, None, run_id, submission), windows=None)

@@ -79,7 +79,7 @@ def reshard(resolved: Resolved, console: Console) -> Moved:
     with prepared(was, console) as ready:
         if ready.snapshot is None:
             raise StateError(f"{folder.path} has no snapshot to move: the last run ended before its first checkpoint")
-        prepare_process(folder.logs)
+        prepare_process(folder.logs, resolved.settings.logs)
         manifest, users, items = known, 0, 0
         if before != after:
             manifest, users, items = _move(was, after, known, ready, console)

@@ -66,7 +66,7 @@ def run(
     with prepared(resolved, console) as ready, _stopping(interrupted) as stopping:
         folder, connection, keys = ready.folder, ready.connection, ready.keys
         manifest, snapshot = ready.manifest, ready.snapshot
-        prepare_process(folder.logs)
+        prepare_process(folder.logs, settings.logs)
         start_jvm()
         kafka = find_kafka(resolved)  # before anything is changed: it may not be there
         # From here on a job that still writes under this prefix is fenced off.
@@ -173,8 +173,10 @@ def _report(resolved: Resolved, console: Console, summary: dict[str, Any], stand
     if standing.latest is not None:
         user_id, item_id = standing.latest
         user, item = client.user(user_id), client.item(item_id)
+        # The id that is known is not the user's own, which is what commands take.
+        shown_id = "ID" if resolved.id_key is not None else user_id
         best = client.recommend(user_id, 3).items
-        console.print(f"\nfreshet user {user_id}{where}", style="bold", highlight=False)
+        console.print(f"\nfreshet user {shown_id}{where}", style="bold", highlight=False)
         if user is not None and user.learned is not None:
             console.print(
                 f"  {user.learned.count} events, bias {user.learned.bias:.3f}, last items {list(user.seen[-3:])}"
@@ -183,7 +185,7 @@ def _report(resolved: Resolved, console: Console, summary: dict[str, Any], stand
         if item is not None:
             title = (item.catalogue or {}).get("title", "")
             console.print(f"  {sum(s.count for s in item.learned.values())} events {title}")
-        console.print(f"freshet recommend {user_id} -k 3{where}", style="bold", highlight=False)
+        console.print(f"freshet recommend {shown_id} -k 3{where}", style="bold", highlight=False)
         for r in best:
             console.print(f"  {r.item_id} {r.score:.3f} {(r.catalogue or {}).get('title', '')}")
     if summary["stopped"]:

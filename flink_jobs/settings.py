@@ -6,16 +6,19 @@ underscore for a dot: ``FRESHET_MODEL__N_FACTORS``), then flags; the later wins.
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
+from serving.connection import without_password
+from serving.identity import key_from, key_of
 from serving.schema import span_ms
 from udfs import building, metrics
 from udfs.events import FIELDS
@@ -86,6 +89,16 @@ def _redis(value: str) -> str:
     return value
 
 
+def _ports(value: Any) -> Any:
+    """A port, or a range of them, as Flink takes it."""
+    text = str(value)
+    found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last <= 65_535:
+        raise ValueError("write a port, 1 to 65535, or a range such as 9249-9259, of which each process takes one")
+    return text
+
+
 def _metrics(value: list[str]) -> list[str]:
     unknown = [name for name in value if name not in metrics.NAMES]
     if unknown:
@@ -140,7 +153,7 @@ KAFKA_FIXED: Final[Mapping[str, str]] = {
     "key.serializer": "dead letters are written as bytes",
     "value.serializer": "dead letters are written as bytes",
 }
-_SECRET: Final = re.compile(r"password|secret|jaas|credential|token|(^|\.)key$|user\.info|certificate\.chain")
+_SECRET: Final = re.compile(r"password|secret|jaas|credential|token|(^|[.-])key$|user\.info|certificate\.chain")
 
 
 def is_secret(name: str) -> bool:
@@ -148,8 +161,37 @@ def is_secret(name: str) -> bool:
 
     >>> is_secret("kafka.properties.sasl.jaas.config"), is_secret("kafka.properties.ssl.truststore.location")
     (True, False)
+    >>> is_secret("flink.s3.secret-key"), is_secret("ids.key"), is_secret("ids.key_file")
+    (True, True, False)
     """
-    return name.startswith("kafka.properties.") and _SECRET.search(name.removeprefix("kafka.properties.")) is not None
+    for section in ("kafka.properties.", "flink."):
+        if name.startswith(section):
+            return _SECRET.search(name.removeprefix(section)) is not None
+    return name == "ids.key"
+
+
+def shown(name: str, value: Any) -> Any:
+    """A setting's value as it may be shown, also where it is wrong."""
+    if name == "redis" and isinstance(value, str):
+        try:
+            return without_password(value)
+        except ValueError:  # no URL at all
+            return "(not shown)"
+    return "(not shown)" if is_secret(name) or name == "ids" else value
+
+
+def withhold(environ: MutableMapping[str, str]) -> None:
+    """Takes the settings that hold secrets out of an environment that others will see: processes log theirs.
+
+    >>> environ = {"FRESHET_REDIS": "redis://:s3cret@db", "FRESHET_SHARDS": "2"}
+    >>> withhold(environ)
+    >>> environ
+    {'FRESHET_SHARDS': '2'}
+    """
+    for key in [key for key in environ if key.startswith(ENVIRONMENT)]:
+        name = _setting_of(key)
+        if name == "redis" or is_secret(name):
+            del environ[key]
 
 
 def _texts(value: Any) -> Any:
@@ -245,6 +287,17 @@ class KafkaSettings(_Section):
     properties: Annotated[dict[str, str], BeforeValidator(_texts)] = Field({}, description="client properties")
 
 
+class PrometheusSettings(_Section):
+    port: Annotated[str, BeforeValidator(_ports)] | None = Field(
+        None, description="where metrics are read, on all addresses; by default nowhere"
+    )
+
+
+class IdSettings(_Section):
+    key_file: Folder | None = Field(None, description="file with the key that the ids of users are hidden under")
+    key: SecretStr | None = Field(None, description="the key itself, from the environment")
+
+
 class RedisSettings(_Section):
     patience: Span = Field("30s", description="how long a worker tries again while Redis is away")
 
@@ -282,6 +335,9 @@ class Settings(_Section):
     flink: Annotated[dict[str, str], BeforeValidator(_flink)] = Field({}, description="Flink's own options")
     generator: GeneratorSettings = GeneratorSettings()
     kafka: KafkaSettings = KafkaSettings()
+    prometheus: PrometheusSettings = PrometheusSettings()
+    ids: IdSettings = IdSettings()
+    logs: Literal["text", "json"] = Field("text", description="format of Flink's log in state_dir")
     events: EventSettings = EventSettings()
     dedup: DedupSettings = DedupSettings()
     tiles: TileSettings = TileSettings()
@@ -343,6 +399,18 @@ class Resolved:
         return topic if kind == "kafka" else None
 
     @property
+    def id_keys(self) -> Callable[[], bytes] | None:
+        """What gives the key that the ids of users are hidden under: from its file where it is asked."""
+        ids = self.settings.ids
+        if ids.key_file is not None:
+            return functools.partial(key_from, ids.key_file.resolve())
+        return None if ids.key is None else functools.partial(key_of, ids.key.get_secret_value())
+
+    @property
+    def id_key(self) -> bytes | None:
+        return None if self.id_keys is None else self.id_keys()
+
+    @property
     def model_name(self) -> str:
         return str(self.settings.model.get("name", _MODEL_DEFAULT))
 
@@ -362,15 +430,18 @@ class Resolved:
 
     def rows(self) -> list[tuple[str, Any, str]]:
         """Every setting with its value and its origin, for ``freshet check``: what a run will use."""
-        shown = flatten(self.settings.model_dump(mode="json"))
+        values = flatten(self.settings.model_dump(mode="json"))
         letters = self.settings.dead_letters if self.letter_topic else str(self.dead_letters)
-        shown |= {"time": self.time, "dead_letters": letters}
-        shown |= {f"tiles.keep.{span}": keep for span, keep in self.settings.tiles.kept.items()}
+        values |= {"time": self.time, "dead_letters": letters}
+        values |= {f"tiles.keep.{span}": keep for span, keep in self.settings.tiles.kept.items()}
         for section in ("model", "weight", "field", "flink", "kafka.properties"):
-            shown.pop(section, None)
-        shown |= {name: "(not shown)" for name in shown if is_secret(name)}
-        shown.setdefault("model.name", self.model_name)
-        return [(name, value, self.origins.get(name, "default")) for name, value in sorted(shown.items())]
+            values.pop(section, None)
+        values.setdefault("model.name", self.model_name)
+        none = values["ids.key"] is None
+        return [
+            (name, value if name == "ids.key" and none else shown(name, value), self.origins.get(name, "default"))
+            for name, value in sorted(values.items())
+        ]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -398,12 +469,12 @@ def toml_layer(path: Path) -> Layer:
 
 
 def environment_layer(environ: Mapping[str, str]) -> Layer:
-    named = {
-        key.removeprefix(ENVIRONMENT).lower().replace("__", "."): value
-        for key, value in environ.items()
-        if key.startswith(ENVIRONMENT)
-    }
+    named = {_setting_of(key): value for key, value in environ.items() if key.startswith(ENVIRONMENT)}
     return Layer("environment", named)
+
+
+def _setting_of(variable: str) -> str:
+    return variable.removeprefix(ENVIRONMENT).lower().replace("__", ".")
 
 
 def assignment(text: str) -> tuple[str, str]:
@@ -456,7 +527,7 @@ def _known(name: str, value: Any, origin: str) -> None:
     if any(name.startswith(f"{section}.") for section in _FREE):
         return
     if name in _FREE and not isinstance(value, Mapping):
-        raise SettingsError(f"{name} (from {origin}): {value!r} is not a section; give {name}.NAME")
+        raise SettingsError(f"{name} (from {origin}): {_quoted(name, value)} is not a section; give {name}.NAME")
     fields: Any = Settings.model_fields
     for part in name.split("."):
         if part not in fields:
@@ -465,7 +536,9 @@ def _known(name: str, value: Any, origin: str) -> None:
         is_section = isinstance(inner, type) and issubclass(inner, BaseModel)
         fields = inner.model_fields if is_section else {}
     if fields and not isinstance(value, Mapping):
-        raise SettingsError(f"{name} (from {origin}): {value!r} is not a section; it has {', '.join(fields)}")
+        raise SettingsError(
+            f"{name} (from {origin}): {_quoted(name, value)} is not a section; it has {', '.join(fields)}"
+        )
 
 
 def _model_value(name: str, value: Any) -> Any:
@@ -495,13 +568,19 @@ def _first_error(error: ValidationError, origins: Mapping[str, str]) -> str:
     near = (o for n, o in origins.items() if n == name or name.startswith(f"{n}.") or n.startswith(f"{name}."))
     origin = next(near, "default")
     message = first["msg"].removeprefix("Value error, ")
-    return f"{name} (from {origin}): {first['input']!r} is not allowed: {message}"
+    return f"{name} (from {origin}): {_quoted(name, first['input'])} is not allowed: {message}"
+
+
+def _quoted(name: str, value: Any) -> str:
+    safe = shown(name, value)
+    return repr(value) if safe is value else str(safe)
 
 
 def _check_together(resolved: Resolved) -> None:
     """What only shows when settings are taken together."""
     settings = resolved.settings
     _check_kafka(resolved)
+    _check_secrets(resolved)
     horizon, disorder = settings.dedup.horizon, settings.out_of_orderness
     if span_ms(horizon) < span_ms(disorder):
         raise SettingsError(
@@ -523,18 +602,30 @@ def _check_together(resolved: Resolved) -> None:
         raise SettingsError(f"tiles.spans: each of {spans} must divide a day or be whole days, so that windows align")
 
 
+def _check_secrets(resolved: Resolved) -> None:
+    for name, origin in resolved.origins.items():
+        if is_secret(name) and origin in _COMMAND_LINE:
+            section = name.partition(".")[0]
+            file = {"ids": "ids.key_file", "flink": "--config"}.get(section, "kafka.properties_file")
+            raise SettingsError(
+                f"{name} (from {origin}): a secret on the command line is seen by all users of the machine: put it "
+                f"into a file, {file}, or into the environment, "
+                f"{ENVIRONMENT}{name.upper().replace('.', '__')}"
+            )
+    ids = resolved.settings.ids
+    if ids.key is not None and ids.key_file is not None:
+        raise SettingsError("ids.key: ids.key_file is given, too; give one of them")
+    try:
+        _ = resolved.id_key
+    except ValueError as error:
+        raise SettingsError(f"{'ids.key' if ids.key_file is None else 'ids.key_file'}: {error}") from None
+
+
 def _check_kafka(resolved: Resolved) -> None:
     kafka = resolved.settings.kafka
     for name in kafka.properties:
         if name in KAFKA_FIXED:
             raise SettingsError(f"kafka.properties.{name}: freshet sets it itself: {KAFKA_FIXED[name]}")
-    for name, origin in resolved.origins.items():
-        if is_secret(name) and origin in _COMMAND_LINE:
-            raise SettingsError(
-                f"{name} (from {origin}): a secret on the command line is seen by all users of the machine: put it "
-                "into a file, kafka.properties_file, or into the environment, "
-                f"{ENVIRONMENT}{name.upper().replace('.', '__')}"
-            )
     topic = resolved.topic or resolved.letter_topic
     if topic is not None and kafka.bootstrap_servers is None:
         raise SettingsError(

@@ -18,7 +18,7 @@ from udfs.requests import Journal
 
 LAYOUT: Final = 1
 # What was fixed later than the first manifests were written, and how it was until then.
-_ADDED: Final[dict[str, Any]] = {"growth.min_events": [1]}
+_ADDED: Final[dict[str, Any]] = {"growth.min_events": [1], "ids.key": "none"}
 
 
 class StateError(RuntimeError):

@@ -11,6 +11,7 @@ from serving.client import (
     Unreachable,
     UserState,
 )
+from serving.identity import key_from
 from serving.schema import Keys, Tile
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "Tile",
     "Unreachable",
     "UserState",
+    "key_from",
 ]

@@ -16,6 +16,7 @@ import orjson
 import redis
 
 from serving.connection import connect, without_password
+from serving.identity import hidden
 from serving.schema import Field, Keys, Tile, decode_tiles, decode_vector, shard_of, sharded, tail_of, window
 
 P = ParamSpec("P")
@@ -144,6 +145,8 @@ class Client:
         A redis-py client (any that does not decode responses), or a URL.
     prefix
         As the job was given it.
+    id_key
+        Where the job hides the ids of users (``ids.key_file``), its key, see :func:`~serving.identity.key_from`.
 
     Examples
     --------
@@ -154,13 +157,17 @@ class Client:
     ['7', '19', ...]
     """
 
-    def __init__(self, connection: Any, prefix: str = "freshet") -> None:
+    def __init__(self, connection: Any, prefix: str = "freshet", id_key: bytes | None = None) -> None:
         self.where = without_password(connection) if isinstance(connection, str) else "the given connection"
         self._redis = connect(connection) if isinstance(connection, str) else connection
         self.keys = Keys(prefix)
+        self._id_key = id_key
         self._matrices: dict[int, _ItemMatrix] = {}
 
     # --------------------------------------------------------------------------------------- entities
+
+    def _kept_as(self, user_id: str) -> str:
+        return user_id if self._id_key is None else hidden(user_id, self._id_key)
 
     def user(self, user_id: str) -> UserState | None:
         """A user's state; None if unknown."""
@@ -173,7 +180,7 @@ class Client:
     @_reaching
     def users(self, user_ids: Sequence[str]) -> dict[str, UserState | None]:
         """Many users in one round trip."""
-        hashes = self._hashes([self.keys.user(user_id) for user_id in user_ids])
+        hashes = self._hashes([self.keys.user(self._kept_as(user_id)) for user_id in user_ids])
         return {u: _user(u, fields) if fields else None for u, fields in zip(user_ids, hashes, strict=True)}
 
     @_reaching
@@ -225,12 +232,13 @@ class Client:
         learned, shard = (user.learned, user.shard) if user else (None, None)
         if shard is None:
             first = self.header()
-            shard = shard_of(user_id, first.shards) if first is not None and first.tail_rows else 0
+            shard = shard_of(self._kept_as(user_id), first.shards) if first is not None and first.tail_rows else 0
         header = self.header(shard)
         if header is None:
             return dict.fromkeys(item_ids)
         if learned is None and header.tail_rows:
-            learned = self._shared(header, shard, "user", [user_id])[user_id]
+            kept_as = self._kept_as(user_id)
+            learned = self._shared(header, shard, "user", [kept_as])[kept_as]
         if learned is None:
             return dict.fromkeys(item_ids)
         of_items = {i: item.learned.get(shard) if item else None for i, item in self.items(item_ids).items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import orjson
@@ -37,6 +37,28 @@ def dead_letter(reason: str, message: str, position: Mapping[str, object], raw: 
     return orjson.dumps(letter).decode()
 
 
+class Teller:
+    """What logs say of dead letters: where one is, whenever the number with its reason has come to 1, 10, 100, and so
+    on; never what it holds.
+
+    >>> letters = [dead_letter("not_json", "empty", {"file": "a.jsonl", "line": n}, b"{") for n in range(1, 25)]
+    >>> list(Teller().told(letters))
+    ['not_json: 1 so far, the last at file a.jsonl, line 1', 'not_json: 10 so far, the last at file a.jsonl, line 10']
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def told(self, letters: Iterable[str]) -> Iterator[str]:
+        for letter in letters:
+            reason = letter[len(_START) : letter.index('"', len(_START))]
+            count = self._counts[reason] = self._counts.get(reason, 0) + 1
+            if str(count).rstrip("0") == "1":
+                place = ", ".join(f"{name} {value}" for name, value in orjson.loads(letter)["position"].items())
+                yield f"{reason}: {count:,} so far, the last at {place}"
+
+
+_START: Final = '{"reason":"'
 _CONNECT: Final = "__connect.errors."
 _LATER: Final = ("late", "duplicate", "diverged")  # reasons of records that could be read
 

@@ -7,8 +7,9 @@ is before the checkpoint barrier.
 from __future__ import annotations
 
 import gc
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
 from udfs.batch import Batch
 from udfs.chunk import Chunk
-from udfs.deadletters import letter_record
+from udfs.deadletters import Teller, letter_record
 from udfs.entities import tile_entities
 from udfs.intake import Intake, IntakeConfig, IntakeResult
 from udfs.learner import Learner, LearnerConfig
@@ -31,6 +32,18 @@ from udfs.reading import Feed
 from udfs.requests import Inbox, Journal
 from udfs.resharding import Exchange, ShardState
 from udfs.tail import from_state_name, state_name
+from udfs.telemetry import (
+    BATCH_BOUNDS,
+    BATCH_EVENTS_BUCKET,
+    BATCH_EVENTS_COUNT,
+    BATCH_EVENTS_SUM,
+    ELEMENTS,
+    Board,
+    Buckets,
+    of_buckets,
+    of_intake,
+    of_learner,
+)
 from udfs.tilefeed import TileFeed
 from udfs.topics import TopicReader
 
@@ -51,6 +64,7 @@ DEAD_LETTERS: Final = OutputTag("dead-letters", Types.STRING())
 # and are otherwise as before.
 _BEAT: Final = b""
 _BEAT_MS: Final = 5_000
+_LOG: Final = logging.getLogger("freshet")
 _IDLE_MS: Final = 500  # between looks at the journal when the input has ended
 
 
@@ -60,6 +74,11 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(1_000_000, 10, 100)
+
+
+def _log(teller: Teller, letters: Sequence[str]) -> None:
+    for sentence in teller.told(letters):
+        _LOG.info(sentence)
 
 
 class ReadFunction(KeyedProcessFunction):
@@ -169,12 +188,16 @@ class IntakeFunction(KeyedProcessFunction):
         self._attempt = runtime_context.get_attempt_number()
         _calm_collector()
         self._publisher = self._make_publisher()
+        self._board = Board(runtime_context.get_metrics_group())
+        self._elements = 0
+        self._teller = Teller()
 
     def close(self) -> None:
         self._publisher.close()
 
     def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         intake = self._intake or self._restored()
+        self._elements += 1
         now = time.time_ns() // 1_000_000
         if value == _BEAT:
             self._note(intake)
@@ -185,6 +208,7 @@ class IntakeFunction(KeyedProcessFunction):
             result = self._decided(intake, Chunk.decode(value), now)
         if result is not None:
             yield from self._sent(intake, result)
+        self._board.show({**of_intake(intake), **self._publisher.readings, (ELEMENTS, ()): self._elements})
 
     def _decided(self, intake: Intake, chunk: Chunk, now: int) -> IntakeResult | None:
         if chunk.ahead:
@@ -204,6 +228,7 @@ class IntakeFunction(KeyedProcessFunction):
         self._header.update(intake.header)
         self._note(intake)
         if result.dead_letters:
+            _log(self._teller, result.dead_letters)
             yield DEAD_LETTERS, "\n".join(result.dead_letters)
         for feed in result.tile_feeds:
             yield TILE_FEED, Row(*feed)
@@ -216,6 +241,7 @@ class IntakeFunction(KeyedProcessFunction):
     def _restored(self) -> Intake:
         self._intake = Intake(self._config)
         self._intake.restore(self._header.value(), self._blobs.items())
+        self._board.begin(of_intake(self._intake))
         return self._intake
 
 
@@ -252,6 +278,11 @@ class LearnFunction(KeyedProcessFunction):
         self._outboxes: dict[str, Outbox] = {}
         _calm_collector()
         self._publisher = self._make_publisher()
+        self._metrics = runtime_context.get_metrics_group()
+        self._board = Board(self._metrics)
+        self._boards: dict[str, Board] = {}
+        self._elements, self._sizes = 0, Buckets(BATCH_BOUNDS)
+        self._teller = Teller()
 
     def close(self) -> None:
         self._publisher.close()
@@ -259,11 +290,16 @@ class LearnFunction(KeyedProcessFunction):
     def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
         key = ctx.get_current_key()
         learner = self._learners.get(key) or self._restored(key)
+        before = learner.learned
         if value == _BEAT:
             self._outboxes[key].assure()
-            self._publisher.alive(self._shard_of[key])
-            return
-        batch = Batch.decode(value)
+        else:
+            yield from self._learned(key, learner, Batch.decode(value))
+        self._publisher.alive(self._shard_of[key])
+        self._show(key, learner, time.time_ns() // 1_000_000 if learner.learned > before else None)
+
+    def _learned(self, key: str, learner: Learner, batch: Batch) -> Iterator[Any]:
+        """Learns a batch, and stores and publishes what that changes."""
         number = learner.batch_number
         for learned in learner.process(batch):
             encoded = learner.encode(learned)
@@ -278,6 +314,7 @@ class LearnFunction(KeyedProcessFunction):
             self._publisher.delete(learned.deleted)
             self._outboxes[key].publish(learned, encoded)
             if learned.dead_letters:
+                _log(self._teller, learned.dead_letters)
                 yield DEAD_LETTERS, "\n".join(learned.dead_letters)
         for finished in learner.finished_batches():
             if finished != number:
@@ -289,14 +326,24 @@ class LearnFunction(KeyedProcessFunction):
         for name, counters in learner.counters():
             self._state.rows.put(name, counters)
         self._state.header.update(learner.header())
-        self._publisher.alive(self._shard_of[key])
+        if len(batch.events):
+            self._sizes.add(len(batch.events))
+
+    def _show(self, key: str, learner: Learner, now: int | None) -> None:
+        self._elements += 1
+        sizes = of_buckets(self._sizes, BATCH_EVENTS_BUCKET, BATCH_EVENTS_SUM, BATCH_EVENTS_COUNT)
+        self._board.show({**sizes, **self._publisher.readings, (ELEMENTS, ()): self._elements})
+        self._boards[key].show(of_learner(learner, self._shard_of[key], now))
 
     def _restored(self, key: str) -> Learner:
         learner = self._learners[key] = Learner(self._config, self._make_model())
         header = self._state.header.value()
         rows = ((*from_state_name(name), blob) for name, blob in self._state.rows.items())
         learner.restore(header, rows, self._state.waiting.items(), self._state.tombstones.items())
-        author = Author(self._publisher.keys, self._shard_of[key], len(self._shard_of), self._epoch)
+        shard = self._shard_of[key]
+        self._boards[key] = Board(self._metrics)
+        self._boards[key].begin(of_learner(learner, shard))
+        author = Author(self._publisher.keys, shard, len(self._shard_of), self._epoch)
         self._outboxes[key] = Outbox(self._publisher, learner, author)
         self._publisher.lift(learner.passed_tombstones)
         return learner
@@ -366,6 +413,8 @@ class PublishTilesFunction(ProcessFunction):
     def open(self, runtime_context: RuntimeContext) -> None:
         _calm_collector()
         self._publisher = self._make_publisher()
+        self._board = Board(runtime_context.get_metrics_group())
+        self._elements = 0
 
     def close(self) -> None:
         self._publisher.close()
@@ -375,3 +424,5 @@ class PublishTilesFunction(ProcessFunction):
             entities = tile_entities([value[0]], self._publisher.keys, self._event_types, self._part)
             self._publisher.tiles(entities, self._keep, self._part)
         self._publisher.alive("windows")
+        self._elements += 1
+        self._board.show({**self._publisher.readings, (ELEMENTS, ()): self._elements})

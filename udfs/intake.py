@@ -7,13 +7,14 @@ is plain Python; the PyFlink shell around it stores :attr:`Intake.header` and th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import orjson
 
+from serving.identity import hidden
 from serving.schema import shard_of
 from udfs.batch import Batch, Deletion
 from udfs.chunk import Chunk, Run
@@ -60,6 +61,8 @@ class IntakeConfig:
     records
         What comes are not lines but records of a topic, as :mod:`udfs.records` has them: one without a value is not
         skipped, as a blank line is, but can't be used.
+    id_key
+        Gives a key: users go on as :func:`~serving.identity.hidden` ids; their own stay in the original bytes only.
     """
 
     fmt: EventFormat
@@ -76,6 +79,7 @@ class IntakeConfig:
     partitions: tuple[str, ...] = ()
     idle_after: int = 0
     records: bool = False
+    id_key: Callable[[], bytes] | None = None
 
 
 @dataclass
@@ -123,6 +127,7 @@ class Intake:
     def __init__(self, config: IntakeConfig) -> None:
         self.config = config
         self.parser = EventParser(config.fmt)
+        self._id_key = None if config.id_key is None else config.id_key()
         self.counts = Counts()
         self.base: dict[str, Any] = Counts().as_dict()
         self.run_id = config.run_id
@@ -327,7 +332,7 @@ class Intake:
         events = Interactions(
             np.array([event.timestamp for event in parsed], dtype=np.int64),
             [event.event_id for event in parsed],
-            [event.user_id for event in parsed],
+            self._known_as([event.user_id for event in parsed]),
             [event.item_id for event in parsed],
             [event.event_type for event in parsed],
             np.array([event.event_value for event in parsed], dtype=np.float64),
@@ -337,6 +342,14 @@ class Intake:
             used,
         )
         return sources, events, rejected
+
+    def _known_as(self, user_ids: list[str]) -> list[str]:
+        """The ids that users go by from here on."""
+        key = self._id_key
+        if key is None:
+            return user_ids
+        ids = {user_id: hidden(user_id, key) for user_id in set(user_ids)}
+        return [ids[user_id] for user_id in user_ids]
 
     def _advance(self, sources: Sequence[str], events: Interactions) -> Array:
         """Takes the times of events into the clocks of their sources; how far each is behind the one it found."""

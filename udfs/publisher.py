@@ -22,6 +22,17 @@ import redis
 from serving.connection import connect, without_password
 from serving.schema import Field, Keys, script, version
 from udfs.requests import Request
+from udfs.telemetry import (
+    PUBLISH_BOUNDS,
+    PUBLISH_BUCKET,
+    PUBLISH_COUNT,
+    PUBLISH_SUM,
+    PUBLISHED,
+    RETRIES,
+    Buckets,
+    Readings,
+    of_buckets,
+)
 from udfs.tombstones import Arguments, Tombstone, deleting, hiding, lifting
 
 # Entities a script call: Redis serves nobody else during one, about 1 ms.
@@ -136,12 +147,20 @@ class Publisher:
         self._ttl = ttl
         self._patience = patience
         self._alive_at: dict[int | str, float] = {}
+        self._delays = Buckets(PUBLISH_BOUNDS)  # of writes of entities, in ms
+        self._written = self._retries = 0
         self._scripts = {name: "".join(map(script, parts)) for name, parts in _SCRIPTS.items()}
         self._rare = {name: "".join(map(script, parts)) for name, parts in _RARE.items()}
         self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}
 
     def close(self) -> None:
         self._redis.close()
+
+    @property
+    def readings(self) -> Readings:
+        """What was written since this was made, how long that took, and how often it was tried again."""
+        delays = of_buckets(self._delays, PUBLISH_BUCKET, PUBLISH_SUM, PUBLISH_COUNT)
+        return {**delays, (PUBLISHED, ()): self._written, (RETRIES, ()): self._retries}
 
     def learned(
         self,
@@ -179,7 +198,7 @@ class Publisher:
             yield "shard_note", [], ("HSET", ledger, author.field(Field.AUTHOR), f"{author.attempt} {write}")
 
         written = len(entities) + (header is not None)
-        self._patiently(lambda: self._write(map(author.call, calls()), written))
+        self._write(lambda: map(author.call, calls()), written)
         author.writes = write
 
     def tiles(self, entities: Sequence[Entity], keep: Mapping[str, int], part: int = 0) -> None:
@@ -191,7 +210,7 @@ class Publisher:
                 arguments = [argument for _, entity in some for argument in entity]
                 yield "publish_tiles", [key for key, _ in some], [self._ttl, part, *spans, *arguments]
 
-        self._patiently(lambda: self._write(calls(), len(entities)))
+        self._write(calls, len(entities))
 
     def hide(self, requests: Sequence[Request], windows: tuple[int, int] | None = None) -> None:
         """Removes users who are about to be deleted; nothing of them is written until they are.
@@ -212,14 +231,21 @@ class Publisher:
         if calls:
             self._patiently(lambda: self._run([(name, *arguments) for arguments in calls]))
 
-    def _write(self, calls: Iterable[Call], count: int) -> None:
-        """Runs scripts that write ``count`` entities."""
-        # What was sent, and when, for reports: what a retry sends again counts again.
-        notes: list[Call] = [
-            ("note", [], ("HINCRBY", self.keys.ledger, "writes", count)),
-            ("note", [], ("HSET", self.keys.ledger, "published_at", time.time_ns() // 1_000_000)),
-        ]
-        self._run(itertools.chain(calls, notes))
+    def _write(self, calls: Callable[[], Iterable[Call]], count: int) -> None:
+        """Runs scripts that write ``count`` entities, until Redis has acknowledged them."""
+
+        def once() -> None:
+            # What was sent, and when, for reports: what a retry sends again counts again.
+            notes: list[Call] = [
+                ("note", [], ("HINCRBY", self.keys.ledger, "writes", count)),
+                ("note", [], ("HSET", self.keys.ledger, "published_at", time.time_ns() // 1_000_000)),
+            ]
+            self._run(itertools.chain(calls(), notes))
+
+        began = time.monotonic()
+        self._patiently(once)
+        self._delays.add((time.monotonic() - began) * 1_000)
+        self._written += count
 
     def _run(self, calls: Iterable[Call]) -> list[Any]:
         """Runs scripts in one round trip, and returns their answers.
@@ -331,6 +357,7 @@ class Publisher:
                     raise PublishError(
                         f"Redis at {self._url} took no write for {self._patience:g} s: {error}"
                     ) from error
+                self._retries += 1
                 time.sleep(pause)
         raise AssertionError("unreachable")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flink_jobs.cli import cli
 from flink_jobs.embedded import embedded_redis
 from flink_jobs.state import Manifest, StateFolder
 from serving.connection import without_password
+from serving.identity import fingerprint, hidden
 from tests.shells import batch_of, publish
 from udfs.entities import tile_entities
 from udfs.learner import Learner, LearnerConfig, build
@@ -192,6 +194,43 @@ def test_a_deleted_user_is_unknown_at_once(look: Invoke, tmp_path: Path, redis_u
     assert shown == "bob: no longer in Redis; no job is running: they leave the state when the next run begins\n"
     with folder.locked():
         assert "the running job deletes them" in look("delete-user", "carl").stdout
+
+
+def test_a_user_is_looked_up_and_deleted_by_the_key_of_the_state(
+    invoke: Invoke, redis_url: str, redis_connection: Any, tmp_path: Path
+) -> None:
+    key = "0123456789abcdef"
+    folder = state(tmp_path / ".freshet", redis_url)
+    manifest = folder.load()
+    assert manifest is not None
+    under = f"one with the fingerprint {fingerprint(key.encode())}"
+    folder.store(replace(manifest, fixed=manifest.fixed | {"ids.key": under}))
+    known = hidden("ann", key.encode())
+    redis_connection.hset(f"freshet:user:{known}", "seen", "[]")
+    (tmp_path / "key").write_text(f"{key}\n")
+    with_file = {"FRESHET_REDIS": redis_url, "FRESHET_IDS__KEY_FILE": str(tmp_path / "key")}
+    for environment in (with_file, {"FRESHET_REDIS": redis_url, "FRESHET_IDS__KEY": key}):
+        assert orjson.loads(invoke("user", "ann", "--json", **environment).stdout)["user_id"] == "ann"
+    assert invoke("user", "ann", FRESHET_REDIS=redis_url).exit_code == 3
+    for environment in ({}, {"FRESHET_IDS__KEY": "another" + key}):
+        result = invoke("delete-user", "ann", FRESHET_REDIS=redis_url, **environment)
+        assert result.exit_code == 2 and f"are hidden under {under}" in result.stderr and key not in result.output
+    assert invoke("delete-user", "ann", **with_file).exit_code == 0
+    assert requested(folder) == [known] and not redis_connection.exists(f"freshet:user:{known}")
+
+
+def test_a_password_on_the_command_line_is_warned_of(invoke: Invoke) -> None:
+    result = invoke("check", "--redis", "redis://:s3cret@db")
+    assert result.exit_code == 0 and "warning: --redis holds a password" in result.stderr
+    assert "s3cret" not in result.output
+    assert "warning" not in invoke("check", FRESHET_REDIS="redis://:s3cret@db").stderr
+
+
+def test_metrics_are_at_a_port(invoke: Invoke) -> None:
+    assert "prometheus.port" in invoke("check", "--set", "prometheus.port=9249-9259").stdout
+    for wrong in ("0", "70000", "9259-9249", "http"):
+        result = invoke("check", "--set", f"prometheus.port={wrong}")
+        assert result.exit_code == 2 and "write a port, 1 to 65535" in result.stderr
 
 
 def test_a_deletion_is_noted_while_redis_is_away(invoke: Invoke, tmp_path: Path) -> None:

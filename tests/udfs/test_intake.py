@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from serving.identity import hidden
 from serving.schema import shard_of
 from udfs.batch import Batch
 from udfs.chunk import Chunk, Run
@@ -595,3 +596,32 @@ def test_each_source_has_a_clock_however_the_log_is_cut(
 
     one_by_one = judged(list(range(len(log) + 1)))
     assert judged(sorted({0, len(log), *(cut for cut in cuts if cut < len(log))})) == one_by_one
+
+
+# ------------------------------------------------------------------------------------------ hidden ids
+
+
+def key() -> bytes:
+    return b"0123456789abcdef"
+
+
+def test_users_go_on_by_hidden_ids_and_nothing_else_changes() -> None:
+    log = [event(n, user=f"u{n % 3}", item=f"i{n}", event_id=str(n // 2)) for n in range(40)]
+    plain, secret = Host(replace(CONFIG, shards=1)), Host(replace(CONFIG, shards=1, id_key=key))
+    for host in (plain, secret):
+        host.put(log)
+        host.put(log[:5], ended=True)
+    assert plain.intake.counts == secret.intake.counts and plain.intake.counts.duplicate >= 5
+    assert [row[2] for row in secret.accepted] == [hidden(row[2], key()) for row in plain.accepted]
+    assert [row[3] for row in secret.accepted] == [row[3] for row in plain.accepted]
+    # The original bytes stay what they were.
+    assert [letter["raw"] for letter in secret.letters] == [letter["raw"] for letter in plain.letters]
+    told = orjson.dumps([letter["message"] for letter in secret.letters]).decode()
+    assert not any(f"'u{n}'" in told for n in range(3))
+
+
+def test_a_hidden_user_has_the_shard_of_the_hidden_id() -> None:
+    host = Host(replace(CONFIG, shards=8, id_key=key))
+    result = host.put([event(1, user="ann")], ended=True)
+    with_events = [shard for shard, blob in result.batches.items() if len(Batch.decode(blob).events)]
+    assert with_events == [shard_of(hidden("ann", key()), 8)]

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from pyflink.fn_execution.metrics.process.metric_impl import GenericMetricGroup
 
 from flink_jobs.preparing import purge
 from serving.connection import connect
@@ -92,6 +93,9 @@ class States(dict[str, Any]):
 
     def get_state(self, descriptor: Any) -> Any:
         return _Value(self, descriptor.name)
+
+    def get_metrics_group(self) -> Any:
+        return GenericMetricGroup(None, None)  # as a worker has it; outside of one, what is counted goes nowhere
 
     def get_map_state(self, descriptor: Any) -> Any:
         return _Map(self.setdefault(descriptor.name + "[]", {}))

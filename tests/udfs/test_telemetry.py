@@ -1,0 +1,102 @@
+"""Metrics: from what the objects of a job know to what Flink is told."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flink_jobs.embedded import embedded_redis
+from serving.connection import connect
+from tests.shells import batch_of, publish
+from udfs.learner import Learner, LearnerConfig, build
+from udfs.publisher import Publisher
+from udfs.telemetry import (
+    EVENT_LAG,
+    LEARNED,
+    METRICS,
+    PUBLISH_BUCKET,
+    PUBLISH_COUNT,
+    PUBLISHED,
+    READ,
+    REJECTED,
+    RETRIES,
+    ROWS,
+    SCORE,
+    WAITING,
+    Buckets,
+    Changes,
+    of_learner,
+)
+
+
+def learned(*rows: tuple[int, str, str, float]) -> Learner:
+    learner = Learner(LearnerConfig(), build("biased_mf", {"n_factors": 2}))
+    events = [[at, "", user, item, "rating", y, 0, n] for n, (at, user, item, y) in enumerate(rows)]
+    for _ in learner.process(batch_of(events)):
+        pass
+    return learner
+
+
+def test_names_are_unique_and_explained() -> None:
+    assert len({metric.prometheus for metric in METRICS}) == len(METRICS)
+    assert all(metric.help.endswith(".") and metric.unit for metric in METRICS)
+
+
+@pytest.mark.parametrize(("size", "bucket"), [(0, "1"), (1, "1"), (1.5, "10"), (10, "10"), (11, "+Inf")])
+def test_a_value_on_a_bound_is_within_it(size: float, bucket: str) -> None:
+    buckets = Buckets((1, 10))
+    buckets.add(size)
+    assert next(name for name, count in buckets.cumulative.items() if count) == bucket
+    assert buckets.cumulative["+Inf"] == buckets.count == 1
+
+
+def test_a_learner_is_read() -> None:
+    learner = learned((1, "ann", "tea", 4.0), (2, "bob", "tea", 2.0), (3, "ann", "rum", 1.0))
+    readings = of_learner(learner, 7, now=1_003)
+    assert readings[LEARNED, ()] == 3 and readings[WAITING, ("7",)] == 0
+    assert (readings[ROWS, ("7", "user")], readings[ROWS, ("7", "item")]) == (2, 2)
+    assert readings[EVENT_LAG, ("7",)] == 1_000
+    mean = learner.scores.means["MAE"][1]
+    assert readings[SCORE, ("7", "mae")] == round(mean * 1e6) > 0
+    assert all(isinstance(value, int) for value in readings.values())
+    assert (EVENT_LAG, ("7",)) not in of_learner(learner, 7)  # nothing was learned just now
+
+
+def test_a_score_that_is_not_finite_is_left_out() -> None:
+    assert not [series for series in of_learner(learned(), 0) if series[0] is SCORE]
+    learner = learned((1, "ann", "tea", 4.0))
+    learner.scores.restore({"MAE": (1, float("inf"))})
+    assert {series[1][1] for series in of_learner(learner, 0) if series[0] is SCORE} == {"rmse"}
+
+
+def test_what_was_restored_is_not_counted_again() -> None:
+    changes, lost = Changes(), (REJECTED, ("diverged",))
+    changes.begin({(READ, ()): 100, lost: 3})
+    assert changes.since({(READ, ()): 100, lost: 3}) == {}
+    assert changes.since({(READ, ()): 130, lost: 3, (ROWS, ("0", "user")): 9}) == {(READ, ()): 30}
+    assert changes.since({(READ, ()): 130, lost: 4}) == {lost: 1}
+
+
+def test_a_publisher_counts_what_redis_has_acknowledged(redis_url: str, redis_connection: Any) -> None:
+    publisher = Publisher(redis_url, "t")
+    publish(publisher, learned((1, "ann", "tea", 4.0), (2, "bob", "tea", 2.0)))
+    readings = publisher.readings
+    assert readings[PUBLISHED, ()] == 4  # two users, an item, and the header
+    assert readings[PUBLISHED, ()] == int(redis_connection.hget("t:ledger", "writes"))
+    assert readings[PUBLISH_COUNT, ()] == readings[PUBLISH_BUCKET, ("+Inf",)] == 1
+    assert readings[RETRIES, ()] == 0
+
+
+def test_a_try_that_redis_does_not_take_is_counted(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path) as url:
+        publisher, admin = Publisher(url, "t"), connect(url)
+        admin.config_set("maxmemory", 1)
+        timer = threading.Timer(0.5, lambda: admin.config_set("maxmemory", 0))
+        timer.start()
+        publish(publisher, learned((1, "ann", "tea", 4.0)))
+        timer.join()
+        assert publisher.readings[RETRIES, ()] > 0
+        assert publisher.readings[PUBLISHED, ()] == 3
