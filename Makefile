@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: run test lint bench chaos lock kafka kafka-broker clean
+.PHONY: run test lint bench chaos lock kafka kafka-broker kubernetes-schema clean
 
 run: $(INSTALLED)
 	$(BIN)/freshet run $(ARGS)
@@ -55,6 +55,10 @@ kafka-broker: kafka
 	mvn --batch-mode --no-transfer-progress --quiet -f deploy/kafka/pom.xml -P broker package
 	cd deploy/kafka/broker && sha256sum --check --quiet --strict ../broker.sha256
 	@echo "deploy/kafka/broker has a broker"
+
+# What tests/test_deploy.py holds the deployment for Kubernetes to.
+kubernetes-schema:
+	mvn --batch-mode --no-transfer-progress --quiet -f deploy/kubernetes/pom.xml process-resources
 
 # The lock file pins the whole tree, with hashes; the project itself is installed on top of it.
 $(INSTALLED): requirements.lock pyproject.toml

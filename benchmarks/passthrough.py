@@ -21,7 +21,7 @@ import orjson
 from pyflink.common import Row, Types
 from pyflink.datastream import KeyedProcessFunction, ProcessFunction
 
-from flink_jobs.flink import configuration, environments, prepare_process
+from flink_jobs.flink import environments, local_configuration, prepare_process
 from flink_jobs.settings import resolve
 from flink_jobs.streams import keyed, keyed_type
 
@@ -75,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="freshet-bench-") as name:
         folder = Path(name).resolve()
         prepare_process(folder / "log")
-        options = configuration(resolve([]).settings, folder / "checkpoints", None, Path(sys.executable))
+        options = local_configuration(resolve([]).settings, folder / "checkpoints", None, Path(sys.executable))
         env, _ = environments(options)
         given = env.from_collection(list(range(arguments.chunks)), Types.INT())
         chunks = given.process(Give(str(arguments.chunk.resolve())), keyed_type(_BYTES))

@@ -61,6 +61,9 @@ def _with(options: tuple[Callable[[Any], Any], ...]) -> Callable[[Command], Comm
     return decorate
 
 
+run_options: Final = _with(_RUN_OPTIONS)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="freshet", prog_name="freshet")
 def cli() -> None:
@@ -75,7 +78,7 @@ def main() -> None:
 # ---------------------------------------------------------------------------------------------------- run
 
 
-def _resolved(options: dict[str, Any]) -> Any:
+def settings_from(options: dict[str, Any]) -> Any:
     """The settings of a run, from all their origins."""
     from flink_jobs.settings import Layer, SettingsError, assignment, environment_layer, resolve, toml_layer
 
@@ -110,11 +113,12 @@ def _job_installed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _job_errors() -> Iterator[None]:
+def job_errors() -> Iterator[None]:
     """Ends the program with a sentence and its exit code where a job can't start, or fails."""
     with _job_installed():
         from py4j.protocol import Py4JError, Py4JJavaError
 
+        from flink_jobs.cluster import ClusterError
         from flink_jobs.flink import JavaError, JobFailed
         from flink_jobs.settings import SettingsError
         from flink_jobs.state import StateError
@@ -128,7 +132,7 @@ def _job_errors() -> Iterator[None]:
         yield
     except (SettingsError, InputError, StateError, JavaError) as error:
         _fail(str(error), UNUSABLE)
-    except (JobFailed, Unreachable, EmbeddedRedisError, PublishError) as error:
+    except (JobFailed, ClusterError, Unreachable, EmbeddedRedisError, PublishError) as error:
         _fail(str(error), FAILED)
     except RedisError as error:
         _fail(f"Redis failed: {error}", FAILED)
@@ -146,24 +150,30 @@ def _job_errors() -> Iterator[None]:
 @_with(_RUN_OPTIONS)
 def run(**options: Any) -> None:
     """Run the job until its input ends, or Ctrl-C; a second run goes on from there."""
-    with _job_errors():
+    with job_errors():
         from rich.console import Console
 
         from flink_jobs.runner import run as run_job
 
         try:
-            run_job(_resolved(options), Console(highlight=False, soft_wrap=True))
+            run_job(settings_from(options), Console(highlight=False, soft_wrap=True))
         except KeyboardInterrupt:
             _fail("interrupted before a savepoint was taken; the next run goes on from the last checkpoint", FAILED)
 
 
 @cli.command("warm-up")
-def warm_up() -> None:
+@click.option("--kernels", is_flag=True, help="Only the compiled kernels: for workers of a cluster.")
+def warm_up(kernels: bool) -> None:
     """Make later starts of jobs quicker: once, after installation.
 
     Runs a small job, of which the compiled kernels and the Java classes stay in the Python environment: 150 MB.
     """
-    with _job_errors():
+    if kernels:
+        with _job_installed():
+            from flink_jobs.nursery import learn_once
+        learn_once()
+        return
+    with job_errors():
         from flink_jobs.warming import warm_up as warm_up_environment
 
         click.echo("running a small job; half a minute or so", err=True)
@@ -181,12 +191,12 @@ def republish(**options: Any) -> None:
 
     A job that runs does it; for one that was stopped, its last snapshot is written. Nothing is learned.
     """
-    with _job_errors():
+    with job_errors():
         from rich.console import Console
 
         from flink_jobs.republishing import republish as write_again
 
-        sent, seconds = write_again(_resolved(options), Console(highlight=False, soft_wrap=True))
+        sent, seconds = write_again(settings_from(options), Console(highlight=False, soft_wrap=True))
         click.echo(f"{sent:,} entities sent in {seconds:.1f} s")
 
 
@@ -197,13 +207,13 @@ def reshard(**options: Any) -> None:
 
     To a multiple of the number before, nothing that was learned changes; else items become means over the shards.
     """
-    with _job_errors():
+    with job_errors():
         from rich.console import Console
 
         from flink_jobs.resharding import reshard as move
 
         try:
-            moved = move(_resolved(options), Console(highlight=False, soft_wrap=True))
+            moved = move(settings_from(options), Console(highlight=False, soft_wrap=True))
         except KeyboardInterrupt:
             _fail("interrupted: nothing is lost, and the same command goes on", FAILED)
         if moved.before == moved.after:
@@ -212,6 +222,88 @@ def reshard(**options: Any) -> None:
             what = f"{moved.users:,} users and {moved.items:,} items"
             click.echo(f"{what} went from {moved.before} to {moved.after} shards: go on with --shards {moved.after}")
         click.echo(f"{moved.sent:,} entities sent in {moved.seconds:.1f} s")
+
+
+# --------------------------------------------------------------------------------------------- clusters
+
+
+@cli.group()
+def cluster() -> None:
+    """A standalone Flink cluster on this machine, on loopback."""
+
+
+_CLUSTER_OPTIONS: Final = (
+    click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of the settings."),
+    click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="cluster.port, ...; repeatable."),
+)
+
+
+@contextlib.contextmanager
+def _cluster(config: Path | None, assignments: tuple[str, ...]) -> Iterator[tuple[Any, Any]]:
+    with job_errors():
+        from flink_jobs.cluster import Cluster
+
+        settings = settings_from({"config": config, "assignments": assignments, "field": ()}).settings
+        yield Cluster(settings.cluster), settings
+
+
+@cluster.command("start")
+@_with(_CLUSTER_OPTIONS)
+def cluster_start(**options: Any) -> None:
+    """Start one job manager and cluster.task_managers."""
+    with _cluster(**options) as (local, settings):
+        _show_cluster(local.start(settings.flink))
+        click.echo(f"for Flink's own commands: export FLINK_CONF_DIR={local.conf}")
+
+
+@cluster.command("stop")
+@_with(_CLUSTER_OPTIONS)
+def cluster_stop(**options: Any) -> None:
+    """End it, and the jobs that it runs: without a savepoint."""
+    with _cluster(**options) as (local, _):
+        click.echo("stopped" if local.stop() else f"no cluster of {local.folder} was running")
+
+
+@cluster.command("status")
+@_with(_CLUSTER_OPTIONS)
+def cluster_status(**options: Any) -> None:
+    """Show its slots and jobs; exits with 1 if it does not answer."""
+    with _cluster(**options) as (local, _):
+        _show_cluster(local.status())
+
+
+def _show_cluster(status: Any) -> None:
+    click.echo(f"Flink {status.version} at {status.url}")
+    click.echo(f"{status.task_managers} task managers, {status.free} of {status.slots} slots free")
+    for name, number, state in status.jobs:
+        click.echo(f"{number}  {state:<10}  {name}")
+
+
+@cli.command()
+@_with(_RUN_OPTIONS)
+@click.option("--restore", metavar="URI", help="Go on from this snapshot; by default the newest. flink: Flink is told.")
+@click.option("--prepare", is_flag=True, help="Only prepare, and print the command that submits.")
+@click.option("--once", metavar="NAME", help="Prepare nothing a second time under this name.")
+@click.pass_context
+def submit(context: click.Context, /, restore: str | None, prepare: bool, once: str | None, **options: Any) -> None:
+    """Submit the job to a cluster, by Flink's own `flink run`: give the options of run."""
+    with job_errors():
+        from rich.console import Console
+
+        from flink_jobs.submitting import entry_options
+        from flink_jobs.submitting import prepare as prepare_job
+        from flink_jobs.submitting import submit as submit_command
+
+        flags = {str(parameter.name): parameter.opts[-1] for parameter in context.command.params}
+        resolved = settings_from(dict(options))
+        words = entry_options(resolved, options, flags)
+        console = Console(highlight=False, soft_wrap=True, stderr=True)
+        command = prepare_job(resolved, words, console, restore=restore, once=once)
+        click.echo(command)
+        if not prepare:
+            said = submit_command(command)
+            click.echo(said)
+            click.echo(f"to stop it with a savepoint that the next submission goes on from:\n{command.stopping(said)}")
 
 
 @cli.command()
@@ -224,7 +316,7 @@ def check(**options: Any) -> None:
         from serving.connection import without_password
         from udfs.reading import InputError
     try:
-        resolved = _resolved(options)
+        resolved = settings_from(options)
         for path, kind in files_of(resolved):
             click.echo(f"input: {path} ({kind})")
     except (SettingsError, InputError) as error:
@@ -250,7 +342,7 @@ def _fail(message: str, code: int) -> NoReturn:
 @click.option("--max-checkpoint-age", default="10m", show_default=True, help="Of the last snapshot in --state-dir.")
 def health(redis: str, prefix: str, state_dir: Path, as_json: bool, max_age: str, max_checkpoint_age: str) -> None:
     """Whether the job makes progress: exits with 0 if so, else with 1 and the reasons."""
-    with _job_errors(), _url(redis, state_dir) as url:
+    with job_errors(), _url(redis, state_dir) as url:
         from flink_jobs.health import examine
         from flink_jobs.settings import SettingsError
         from flink_jobs.state import StateFolder

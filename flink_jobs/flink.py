@@ -124,33 +124,65 @@ def windows_parallelism(settings: Settings) -> int:
     return min(settings.parallelism, os.cpu_count() or 1)
 
 
-def configuration(settings: Settings, checkpoints: Path, restore: str | None, python: Path) -> dict[str, str]:
-    """Flink's configuration of a local run, by Flink's own names; ``python`` is what starts its workers.
+def local_configuration(settings: Settings, checkpoints: Path, restore: str | None, python: Path) -> dict[str, str]:
+    """Flink's configuration of a local run: of the job, and of the cluster in this process that it runs on.
 
-    What the settings say of Flink's options goes before our own choices; those that are not to be chosen, the settings
-    have refused.
+    Parameters
+    ----------
+    python
+        What starts its workers.
     """
-    parallelism = str(settings.parallelism)
-    values = {
-        "parallelism.default": parallelism,
-        "pipeline.max-parallelism": str(MAX_PARALLELISM),
-        "pipeline.object-reuse": "true",  # without it each exploded row copies the chunk that it came from
-        "pipeline.closure-cleaner-level": "NONE",
-        "taskmanager.numberOfTaskSlots": parallelism,
+    parallelism = settings.parallelism
+    values = cluster_configuration("localhost", 0)
+    values |= {
+        "parallelism.default": str(parallelism),
+        "taskmanager.numberOfTaskSlots": str(parallelism),
+        "python.executable": str(python),
+        "python.client.executable": sys.executable,
+    }
+    values |= job_configuration(settings, checkpoints.as_uri(), windows_parallelism(settings))
+    if restore is not None:
+        values["execution.state-recovery.path"] = restore
+    return values
+
+
+def cluster_configuration(host: str, port: int) -> dict[str, str]:
+    """Of any cluster of ours, by Flink's own names: it listens at ``host``, its REST interface at ``port``."""
+    return {
         "taskmanager.memory.managed.size": "64m",
         "taskmanager.memory.network.min": "64m",
         "taskmanager.memory.network.max": "64m",
         # A batch is one record of some megabytes. Where it fits into the buffers on its way, its sender goes on with
         # the next one while its receiver still learns the last.
         "taskmanager.network.memory.floating-buffers-per-gate": "256",
+        "rest.port": str(port),
+        "rest.bind-port": str(port),
+        "rest.address": host,
+        "rest.bind-address": host,
+        "jobmanager.bind-host": host,
+        "taskmanager.bind-host": host,
+    }
+
+
+def job_configuration(settings: Settings, checkpoints: str, windows: int) -> dict[str, str]:
+    """Of a job on any cluster, by Flink's own names.
+
+    What the settings say of Flink's options goes before our own choices; those that are not to be chosen, the settings
+    have refused.
+
+    Parameters
+    ----------
+    checkpoints
+        The URI of a folder.
+    windows
+        Subtasks of each window.
+    """
+    values = {
+        "pipeline.max-parallelism": str(MAX_PARALLELISM),
+        "pipeline.object-reuse": "true",  # without it each exploded row copies the chunk that it came from
+        "pipeline.closure-cleaner-level": "NONE",
         # How long the end of a batch may wait in a buffer that is not full; as long at each hop.
         "execution.buffer-timeout.interval": "5 ms",
-        "rest.port": "0",
-        "rest.bind-port": "0",
-        "rest.address": "localhost",
-        "rest.bind-address": "localhost",
-        "jobmanager.bind-host": "localhost",
-        "taskmanager.bind-host": "localhost",
         "state.backend.type": "hashmap",
         # Also under RocksDB, whose dozens of instances then come up a second sooner after a fault.
         "state.backend.rocksdb.timer-service.factory": "HEAP",
@@ -158,11 +190,13 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         "state.backend.rocksdb.compaction.style": "UNIVERSAL",
         "execution.checkpointing.interval": f"{span_ms(settings.checkpoint_interval)} ms",
         "execution.checkpointing.mode": "EXACTLY_ONCE",
-        "execution.checkpointing.dir": checkpoints.as_uri(),
+        "execution.checkpointing.dir": checkpoints,
         # A checkpoint that fails costs nothing but a longer replay, and a restart would bring it no nearer: a folder
         # that is away for some minutes is waited for. A task that can take no snapshot at all is restarted in the end.
         "execution.checkpointing.tolerable-failed-checkpoints": "30",
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+        # A source of another kind, and windows of an input that has ended, have left nothing to take up.
+        "execution.state-recovery.ignore-unclaimed-state": "true",
         # What fails again and again is given up; what failed weeks ago does not count.
         "restart-strategy.type": "exponential-delay",
         "restart-strategy.exponential-delay.initial-backoff": "100 ms",
@@ -171,8 +205,6 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         "restart-strategy.exponential-delay.jitter-factor": "0.1",
         "restart-strategy.exponential-delay.reset-backoff-threshold": "5 min",
         "restart-strategy.exponential-delay.attempts-before-reset-backoff": "6",
-        "python.executable": str(python),
-        "python.client.executable": sys.executable,
         # An element carries a whole batch: what counts is that it does not wait for others.
         "python.fn-execution.bundle.size": "1000",
         "python.fn-execution.bundle.time": "5",
@@ -182,18 +214,13 @@ def configuration(settings: Settings, checkpoints: Path, restore: str | None, py
         "python.map-state.read-cache-size": "1",
         "python.map-state.iterate-response-batch-size": "10000",
         "table.local-time-zone": "UTC",
-        "table.exec.resource.default-parallelism": str(windows_parallelism(settings)),
+        "table.exec.resource.default-parallelism": str(windows),
         # Each user has about one event a window: a first phase that merges nothing only costs.
         "table.optimizer.agg-phase-strategy": "ONE_PHASE",
     }
     if settings.prometheus.port is not None:
         values |= prometheus_reporter(settings.prometheus.port)
-    values |= settings.flink
-    if restore is not None:
-        values["execution.state-recovery.path"] = restore
-        # A source of another kind, and windows of an input that has ended, have left nothing to take up.
-        values["execution.state-recovery.ignore-unclaimed-state"] = "true"
-    return values
+    return values | settings.flink
 
 
 def prometheus_reporter(port: str) -> dict[str, str]:

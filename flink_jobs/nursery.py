@@ -95,7 +95,7 @@ def _serve(listener: socket.socket) -> socket.socket | None:
     """Forks a worker for each that asks. Returns in each of them, with what it was asked by; at the end, None."""
     for name in _PRELOADED:
         importlib.import_module(name)
-    _learn_once()
+    learn_once()
     # The collector of a worker need not look at, and so copy, what is shared.
     gc.collect()
     gc.freeze()
@@ -119,7 +119,7 @@ def _serve(listener: socket.socket) -> socket.socket | None:
         connection.close()
 
 
-def _learn_once() -> None:
+def learn_once() -> None:
     """Compiles the kernels, or loads them."""
     event = Interactions.of([[1, "", "user", "item", "rating", 1.0, 0, 0]])
     for _ in Learner(LearnerConfig(), build("biased_mf", {})).process(Batch(None, True, [""], event, b"")):

@@ -8,17 +8,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import redis
 from rich.console import Console
 
+from flink_jobs.catalogue import load_catalogue
 from flink_jobs.embedded import embedded_redis
-from flink_jobs.flink import RunningJob, configuration, environments, execute_here, load_reporter, windows_parallelism
+from flink_jobs.flink import (
+    RunningJob,
+    environments,
+    execute_here,
+    load_reporter,
+    local_configuration,
+    windows_parallelism,
+)
 from flink_jobs.kafka import Kafka
 from flink_jobs.nursery import Nursery, nursery
 from flink_jobs.settings import Resolved, SettingsError
-from flink_jobs.state import Manifest, StateFolder, may_go_on
+from flink_jobs.state import Manifest, StateFolder, StateInUse, may_go_on
 from serving.client import Unreachable
 from serving.connection import connect, server_of, without_password
 from serving.identity import fingerprint
@@ -30,12 +39,15 @@ from udfs.generator import GeneratorConfig, GeneratorFeed
 from udfs.growth import GrowthConfig
 from udfs.intake import IntakeConfig
 from udfs.learner import LearnerConfig
-from udfs.publisher import Publisher
+from udfs.publisher import Publisher, draw_submission
 from udfs.reading import FileFeed, IdleFeed, InputError, input_files, peak_density
+from udfs.requests import Journal
 from udfs.tilefeed import TileConfig
 
 if TYPE_CHECKING:
     from flink_jobs.topology import Job
+
+_SILENT_SECONDS: Final = 30.0  # some beats
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,6 @@ class Ready:
     """What a job needs before it can be submitted; nobody else uses the state meanwhile."""
 
     folder: StateFolder
-    workers: Nursery
     url: str
     connection: Any
     keys: Keys
@@ -52,19 +63,76 @@ class Ready:
 
 
 @contextlib.contextmanager
-def prepared(resolved: Resolved, console: Console) -> Iterator[Ready]:
-    """All that a job needs, until the block ends: the state folder is locked, and Redis is there."""
-    folder = StateFolder(resolved.settings.state_dir)
+def prepared(resolved: Resolved, console: Console) -> Iterator[tuple[Ready, Nursery]]:
+    """All that a job in this process needs, until the block ends: the state folder is locked, and Redis is there."""
+    folder = folder_of(resolved)
     with folder.locked(), nursery() as workers, redis_url(resolved, folder) as url:
         connection = reachable(url)
-        keys = Keys(resolved.settings.prefix)
-        if resolved.settings.fresh:
-            folder.clear()
-        manifest, snapshot = _take_up(resolved, folder, connection, keys, console)
-        if manifest.shards_before is not None:
-            forget_shards(connection, keys, manifest.shards_before, resolved.settings.shards)
-            manifest = replace(manifest, shards_before=None)
-        yield Ready(folder, workers, url, connection, keys, manifest, snapshot)
+        _not_on_cluster(folder, connection, Keys(resolved.settings.prefix))
+        yield take_up(resolved, folder, url, connection, console), workers
+
+
+def folder_of(resolved: Resolved) -> StateFolder:
+    storage = resolved.settings.cluster.storage
+    is_folder = storage is not None and storage.startswith("file:/")
+    return StateFolder(resolved.settings.state_dir, Path(urlsplit(str(storage)).path) if is_folder else None)
+
+
+def take_up(
+    resolved: Resolved, folder: StateFolder, url: str, connection: Any, console: Console, snapshot: str | None = None
+) -> Ready:
+    """What a job goes on from.
+
+    Parameters
+    ----------
+    snapshot
+        That it goes on from, if it does; by default the newest in the folder.
+    """
+    keys = Keys(resolved.settings.prefix)
+    if resolved.settings.fresh:
+        folder.clear()
+    manifest, snapshot = _take_up(resolved, folder, connection, keys, console, snapshot)
+    if manifest.shards_before is not None:
+        forget_shards(connection, keys, manifest.shards_before, resolved.settings.shards)
+        manifest = replace(manifest, shards_before=None)
+    return Ready(folder, url, connection, keys, manifest, snapshot)
+
+
+def _not_on_cluster(folder: StateFolder, connection: Any, keys: Keys) -> None:
+    """Refuses to work on a state on which a cluster does: it holds no lock, but its job gives signs of life."""
+    known = folder.load()
+    if known is None or not known.on_cluster:
+        return
+    silent = time.time() - int(connection.hget(keys.ledger, Field.ALIVE) or 0) / 1_000
+    if silent < _SILENT_SECONDS:
+        raise StateInUse(
+            f"a job on a cluster works on {folder.path}: it gave a sign of life {silent:.0f} s ago. Stop it (flink "
+            f"stop), and wait until it was silent for {_SILENT_SECONDS:.0f} s, or give another --state-dir"
+        )
+
+
+def begin(
+    resolved: Resolved, ready: Ready, files: list[tuple[str, str]], console: Console, **marks: Any
+) -> tuple[Manifest, int]:
+    """Takes over the prefix for a job that is about to be submitted: its manifest, which is stored, and its number.
+
+    ``marks``: what else is to be noted in the manifest.
+    """
+    settings, connection, keys, manifest = resolved.settings, ready.connection, ready.keys, ready.manifest
+    # From here on a job that still writes under this prefix is fenced off.
+    submission = draw_submission(connection, keys, time.time_ns() // 1_000_000)
+    if ready.snapshot is None:
+        purge(connection, keys)
+    if settings.tiles.enabled and not manifest.gather:
+        manifest = replace(manifest, gather=gathering(resolved, manifest, files))
+    if settings.items is not None:
+        written, skipped = load_catalogue(settings.items, connection, keys)
+        console.print(
+            f"catalogue: {written:,} items" + (f", {skipped:,} lines without a usable item_id" * bool(skipped))
+        )
+    manifest = replace(manifest, **marks)
+    ready.folder.store(manifest)
+    return manifest, submission
 
 
 def files_of(resolved: Resolved) -> list[tuple[str, str]]:
@@ -158,7 +226,12 @@ def fixed_settings(resolved: Resolved) -> dict[str, Any]:
 
 
 def _take_up(
-    resolved: Resolved, folder: StateFolder, connection: Any, keys: Keys, console: Console
+    resolved: Resolved,
+    folder: StateFolder,
+    connection: Any,
+    keys: Keys,
+    console: Console,
+    snapshot: str | None,
 ) -> tuple[Manifest, str | None]:
     """The manifest of this run, and the snapshot that it goes on from."""
     settings = resolved.settings
@@ -167,11 +240,17 @@ def _take_up(
     known = folder.load()
     if known is not None:
         manifest = may_go_on(known, fixed_settings(resolved), source)
-        snapshot = folder.newest_snapshot(known)
+        snapshot = snapshot or folder.newest_snapshot(known)
         if snapshot is not None:
             _not_newer(connection, keys, manifest)
             # The bound on timestamps is drawn where an input begins, not at each restart: a replay decides alike.
             return (replace(manifest, future_bound=bound, gather=0) if known.ended else manifest), snapshot
+        if known.on_cluster:
+            # Nobody notes its savepoints: that none is found does not mean that there is none.
+            raise SettingsError(
+                f"state_dir: no snapshot of the state is found in {folder.savepoints} or {folder.checkpoints}; "
+                "say which to go on from, freshet submit --restore URI, or start anew with --fresh"
+            )
         console.print("the last run ended before its first checkpoint: starting anew")
     elif connection.exists(keys.ledger) and not settings.fresh:
         raise SettingsError(
@@ -228,15 +307,18 @@ def job_of(
     kafka: Kafka | None = None,
 ) -> Job:
     """The topology's parts, from the settings; without ``files``, of a job that reads nothing."""
+    settings = resolved.settings
+    windows = settings.parallelism if manifest.on_cluster else windows_parallelism(settings)
     # Imported here: PyFlink takes seconds, and settings should be judged without it.
     from flink_jobs.letters import LetterFiles, LetterTopic
     from flink_jobs.sources import FeedSource, TopicSource
     from flink_jobs.topology import Job, Source
     from flink_jobs.windows import Windows
 
-    settings = resolved.settings
     fmt = _event_format(resolved, manifest)
-    journal = StateFolder(settings.state_dir).journal
+    # A request that a worker can't see would never take effect, and nobody would know.
+    path = StateFolder(settings.state_dir).journal
+    journal = functools.partial(Journal, path, required=manifest.on_cluster)
     source: Source
     topic = None if kafka is None else kafka.source
     if kafka is not None and topic is not None:
@@ -299,9 +381,7 @@ def job_of(
             build, resolved.model_name, resolved.model_params, resolved.max_weight, settings.learner.engine
         ),
         publisher=functools.partial(Publisher, url, settings.prefix, submission, ttl, patience),
-        windows=Windows(
-            tiles.spans, tiles.event_types, tiles.session_gap, manifest.gather, windows_parallelism(settings)
-        )
+        windows=Windows(tiles.spans, tiles.event_types, tiles.session_gap, manifest.gather, windows)
         if tiles.enabled
         else None,
         keep={span: span_ms(keep) for span, keep in tiles.kept.items()},
@@ -326,7 +406,7 @@ def submit(
     """``changes``: to Flink's configuration, by its names; ``jar``: of a connector."""
     from flink_jobs.topology import build as build_topology
 
-    values = configuration(resolved.settings, folder.checkpoints, snapshot, python)
+    values = local_configuration(resolved.settings, folder.checkpoints, snapshot, python)
     if jar is not None:
         values["pipeline.jars"] = jar.as_uri()
     if resolved.settings.prometheus.port is not None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from flink_jobs.flink import JobFailed, prepare_process
+from flink_jobs.nursery import Nursery
 from flink_jobs.preparing import Ready, job_of, prepared, reachable, redis_url, submit
 from flink_jobs.settings import Resolved
 from flink_jobs.state import StateError, StateFolder, StateInUse
@@ -34,10 +35,10 @@ def republish(resolved: Resolved, console: Console) -> tuple[int, float]:
     """
     began, settings = time.monotonic(), resolved.settings
     try:
-        with prepared(resolved, console) as ready:
+        with prepared(resolved, console) as (ready, workers):
             if ready.snapshot is None:
                 raise StateError(f"{ready.folder.path} has no state to write")
-            sent = written_by_another_job(resolved, ready)
+            sent = written_by_another_job(resolved, ready, workers)
     except StateInUse:
         console.print("a job is running on this state: it will write all it knows", highlight=False)
         with redis_url(resolved, StateFolder(settings.state_dir)) as url:
@@ -47,17 +48,17 @@ def republish(resolved: Resolved, console: Console) -> tuple[int, float]:
     return sent, time.monotonic() - began
 
 
-def written_by_another_job(resolved: Resolved, ready: Ready) -> int:
+def written_by_another_job(resolved: Resolved, ready: Ready, workers: Nursery) -> int:
     settings, connection, keys = resolved.settings, ready.connection, ready.keys
     submission = draw_submission(connection, keys, time.time_ns() // 1_000_000)
     before = _ask_learners(connection, keys, settings.shards)
     prepare_process(ready.folder.logs, resolved.settings.logs)
     # Of a run of its own: the next one counts from where the last one ended.
-    run_id = f"{ready.manifest.epoch}-{ready.manifest.runs}-republish"
+    run_id = f"{ready.manifest.run_id}-republish"
     parts = replace(job_of(resolved, ready.manifest, ready.url, None, run_id, submission), windows=None)
     # It leaves no checkpoint that a run could take up: it does not know how far the source was read.
     still = replace(resolved, settings=settings.model_copy(update={"checkpoint_interval": "365d"}))
-    job = submit(parts, still, ready.folder, ready.snapshot, ready.workers.launcher)
+    job = submit(parts, still, ready.folder, ready.snapshot, workers.launcher)
 
     def check() -> None:
         if job.ended:

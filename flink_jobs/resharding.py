@@ -20,6 +20,7 @@ from typing import Final
 from rich.console import Console
 
 from flink_jobs.flink import JobFailed, RunningJob, StopRefused, prepare_process
+from flink_jobs.nursery import Nursery
 from flink_jobs.preparing import Ready, forget_shards, job_of, prepared, submit
 from flink_jobs.republishing import written_by_another_job
 from flink_jobs.settings import Resolved, SettingsError
@@ -76,17 +77,17 @@ def reshard(resolved: Resolved, console: Console) -> Moved:
         )
     # The state's own source: its position is kept, whatever source the next run has.
     was = _with(resolved, shards=before, source=known.source)
-    with prepared(was, console) as ready:
+    with prepared(was, console) as (ready, workers):
         if ready.snapshot is None:
             raise StateError(f"{folder.path} has no snapshot to move: the last run ended before its first checkpoint")
         prepare_process(folder.logs, resolved.settings.logs)
         manifest, users, items = known, 0, 0
         if before != after:
-            manifest, users, items = _move(was, after, known, ready, console)
+            manifest, users, items = _move(was, after, known, ready, workers, console)
             folder.store(manifest)
         console.print("writing Redis", highlight=False)
         now = replace(ready, manifest=manifest, snapshot=folder.newest_snapshot(manifest))
-        sent = written_by_another_job(_with(was, shards=after), now)
+        sent = written_by_another_job(_with(was, shards=after), now, workers)
         if manifest.shards_before is not None:
             forget_shards(ready.connection, ready.keys, manifest.shards_before, after)
         folder.store(replace(manifest, shards_before=None))
@@ -99,13 +100,15 @@ def _with(resolved: Resolved, **changes: object) -> Resolved:
     return replace(resolved, settings=resolved.settings.model_copy(update=changes))
 
 
-def _move(was: Resolved, after: int, known: Manifest, ready: Ready, console: Console) -> tuple[Manifest, int, int]:
+def _move(
+    was: Resolved, after: int, known: Manifest, ready: Ready, workers: Nursery, console: Console
+) -> tuple[Manifest, int, int]:
     """Makes the savepoint with the new shards; returns the manifest that names it, and how many users and items."""
     from flink_jobs.topology import Move
 
     folder, before = ready.folder, was.settings.shards
     submission = draw_submission(ready.connection, ready.keys, time.time_ns() // 1_000_000)
-    job = job_of(was, ready.manifest, ready.url, None, f"{known.epoch}-{ready.manifest.runs}-reshard", submission)
+    job = job_of(was, ready.manifest, ready.url, None, f"{ready.manifest.run_id}-reshard", submission)
     try:
         check(job.model(), before, after)
     except ModelError as error:
@@ -118,7 +121,7 @@ def _move(was: Resolved, after: int, known: Manifest, ready: Ready, console: Con
         job = replace(job, windows=None)
     with _scratch(folder) as exchange:
         console.print(f"starting Flink, to move {before} to {after} shards", highlight=False)
-        running = submit(job, was, folder, ready.snapshot, ready.workers.launcher, changes=_ONCE)
+        running = submit(job, was, folder, ready.snapshot, workers.launcher, changes=_ONCE)
         with _cancelled_on_error(running):
             _wait(running, lambda: all(exchange.given(shard) for shard in range(before)))
             console.print("moving users, and the items that they know", highlight=False)
@@ -139,7 +142,11 @@ def _move(was: Resolved, after: int, known: Manifest, ready: Ready, console: Con
                 raise JobFailed(f"{error}; the state is as it was") from error
     fixed = {**known.fixed, "shards": after}
     epoch = max(time.time_ns() // 1_000_000, known.epoch + 1)
-    return replace(known, epoch=epoch, fixed=fixed, savepoint=savepoint, shards_before=before), users, len(items)
+    return (
+        replace(known, epoch=epoch, fixed=fixed, savepoint=savepoint, shards_before=before, on_cluster=False),
+        users,
+        len(items),
+    )
 
 
 @contextlib.contextmanager

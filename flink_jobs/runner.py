@@ -15,17 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 from rich.console import Console
 
-from flink_jobs.catalogue import load_catalogue
 from flink_jobs.flink import JobFailed, execute_here, prepare_process, start_jvm
 from flink_jobs.kafka import find_kafka
-from flink_jobs.preparing import files_of, gathering, job_of, prepared, purge, submit
+from flink_jobs.preparing import begin, files_of, job_of, prepared, submit
 from flink_jobs.progress import Display, Monitor, Standing, Watchdog, summary_table
 from flink_jobs.settings import Resolved
 from flink_jobs.watching import Watch
 from serving.client import Client
 from serving.connection import without_password
 from serving.schema import span_ms
-from udfs.publisher import draw_submission
 
 if TYPE_CHECKING:
     from flink_jobs.topology import Job
@@ -63,34 +61,23 @@ def run(
     began = time.monotonic()
     settings = resolved.settings
     files = files_of(resolved)
-    with prepared(resolved, console) as ready, _stopping(interrupted) as stopping:
-        folder, connection, keys = ready.folder, ready.connection, ready.keys
-        manifest, snapshot = ready.manifest, ready.snapshot
+    with prepared(resolved, console) as (ready, workers), _stopping(interrupted) as stopping:
+        folder, connection, keys, snapshot = ready.folder, ready.connection, ready.keys, ready.snapshot
         prepare_process(folder.logs, settings.logs)
         start_jvm()
         kafka = find_kafka(resolved)  # before anything is changed: it may not be there
-        # From here on a job that still writes under this prefix is fenced off.
-        submission = draw_submission(connection, keys, time.time_ns() // 1_000_000)
-        if snapshot is None:
-            purge(connection, keys)
-        if settings.tiles.enabled and not manifest.gather:
-            manifest = replace(manifest, gather=gathering(resolved, manifest, files))
-        if settings.items is not None:
-            written, skipped = load_catalogue(settings.items, connection, keys)
-            console.print(
-                f"catalogue: {written:,} items" + (f", {skipped:,} lines without a usable item_id" * bool(skipped))
-            )
-        folder.store(manifest)
-        run_id = f"{manifest.epoch}-{manifest.runs}"
+        marks: dict[str, Any] = {"on_cluster": False}
+        if snapshot is not None and Path(snapshot).parent == folder.savepoints:
+            marks["savepoint"] = snapshot  # one of a cluster's job is not noted yet
+        manifest, submission = begin(resolved, ready, files, console, **marks)
+        run_id = manifest.run_id
         monitor = Monitor(connection, keys, settings.shards, run_id, submission, settings.metrics)
         console.print("starting Flink" + (f" from {Path(snapshot).name}" if snapshot else ""), highlight=False)
         parts = adapt(job_of(resolved, manifest, ready.url, files, run_id, submission, kafka))
-        job = submit(
-            parts, resolved, folder, snapshot, ready.workers.launcher, execute, jar=kafka.jar if kafka else None
-        )
+        job = submit(parts, resolved, folder, snapshot, workers.launcher, execute, jar=kafka.jar if kafka else None)
         with Display(console) as display:
             patience = _HUNG_SECONDS + span_ms(settings.redis_client.patience) / 1_000
-            watch = Watch(job, monitor, display, Watchdog(patience), ready.workers, stopping)
+            watch = Watch(job, monitor, display, Watchdog(patience), workers, stopping)
             complete, savepoint = watch.until_stopped(folder.savepoints)
         manifest = replace(manifest, savepoint=savepoint, ended=complete, part=manifest.part + complete)
         folder.store(manifest)

@@ -113,6 +113,12 @@ def _columns(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _uri(value: str) -> str:
+    if not re.match(r"[a-z][a-z0-9+.\-]*://?/", value + "/"):
+        raise ValueError("write a URI that all machines of the cluster understand, such as file:///mnt/... or s3://...")
+    return value.rstrip("/")
+
+
 # Options of Flink that what freshet promises rests on, and how a run sets them instead.
 FLINK_FIXED: Final[Mapping[str, str]] = {
     "parallelism.default": "set parallelism",
@@ -298,6 +304,21 @@ class IdSettings(_Section):
     key: SecretStr | None = Field(None, description="the key itself, from the environment")
 
 
+class ClusterSettings(_Section):
+    folder: Folder = Field(Path(".freshet-cluster"), description="what freshet cluster keeps: conf, logs, processes")
+    port: int = Field(8081, ge=1, le=65_535, description="of Flink's REST interface, on loopback")
+    task_managers: int = Field(1, ge=1, le=100)
+    slots: int = Field(2, ge=1, le=120, description="of each task manager")
+    heap: str = Field("1g", pattern=r"^[0-9]+[mg]$", description="of each task manager, for the job")
+    conf: Folder | None = Field(None, description="folder of Flink's configuration, of another cluster to submit to")
+    storage: Annotated[str, AfterValidator(_uri)] | None = Field(
+        None, description="URI for checkpoints and savepoints; by default in state_dir"
+    )
+    python: str | None = Field(None, min_length=1, description="the workers' Python; by default the submitter's")
+    archives: Annotated[list[str], BeforeValidator(_listed)] | None = Field(None, description="sent along for it")
+    code: Literal["sent", "installed"] = Field("sent", description="how workers come to freshet's code")
+
+
 class RedisSettings(_Section):
     patience: Span = Field("30s", description="how long a worker tries again while Redis is away")
 
@@ -344,6 +365,7 @@ class Settings(_Section):
     learner: LearnerSettings = LearnerSettings()
     serving: ServingSettings = ServingSettings()
     growth: GrowthSettings = GrowthSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
 
 _FREE: Final = (

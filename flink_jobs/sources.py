@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from pyflink.common import Types
 from pyflink.datastream import DataStream, StreamExecutionEnvironment
@@ -18,6 +17,7 @@ from udfs.functions import CHUNK, ReadFunction, ReadTopicFunction
 from udfs.names import Uid
 from udfs.reading import Feed
 from udfs.records import FIELD, NULL, RECORD
+from udfs.requests import Journal
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class FeedSource:
     kind
         ``file`` or ``generator``: each kind has its own position in the state.
     journal
-        The file with requests to delete users.
+        Opens the file with requests to delete users.
     """
 
     kind: str
     open_feed: Callable[[], Feed]
     position_names: tuple[str, str]
-    journal: Path
+    journal: Callable[[], Journal]
     merged: bool = True
 
     def chunks(self, env: StreamExecutionEnvironment, table_env: StreamTableEnvironment) -> DataStream:
@@ -64,7 +64,7 @@ class TopicSource:
 
     topic: Topic
     properties: Mapping[str, str]
-    journal: Path
+    journal: Callable[[], Journal]
     gather: int
     discovery: int
     kind: str = "kafka"

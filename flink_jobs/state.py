@@ -49,6 +49,9 @@ class Manifest:
         Of the last stop; a newer checkpoint goes before it.
     shards_before
         Redis may still have what so many shards have written, before there were others: it must be taken away.
+    on_cluster
+        Whether the last job was submitted to a cluster: then nobody holds the folder while it runs, and
+        nobody notes its savepoints here.
     """
 
     epoch: int
@@ -62,21 +65,52 @@ class Manifest:
     savepoint: str | None = None
     runs: int = 0
     shards_before: int | None = None
+    on_cluster: bool = False
     layout: int = field(default=LAYOUT)
+
+    @property
+    def run_id(self) -> str:
+        return f"{self.epoch}-{self.runs}"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was drawn once for a job that goes to a cluster, where the job may be built again and again from it.
+
+    Attributes
+    ----------
+    number
+        See :func:`~udfs.publisher.draw_submission`.
+    once
+        What the submission was made for: made for the same again, it is this one.
+    starts
+        Of the topic that is read, as :class:`~flink_jobs.kafka.Topic` has them.
+    """
+
+    number: int
+    once: str | None = None
+    starts: dict[int, int] | None = None
 
 
 class StateFolder:
-    """A folder with the embedded Redis, savepoints, checkpoints, the journal of requests and the manifest."""
+    """A folder with the embedded Redis, savepoints, checkpoints, the journal of requests and the manifest.
 
-    def __init__(self, path: Path) -> None:
+    Parameters
+    ----------
+    storage
+        Where savepoints and checkpoints are, if elsewhere.
+    """
+
+    def __init__(self, path: Path, storage: Path | None = None) -> None:
         self.path = path.resolve()
         self.redis = self.path / "redis"
-        self.savepoints = self.path / "savepoints"
-        self.checkpoints = self.path / "checkpoints"
+        self.savepoints = (storage or self.path) / "savepoints"
+        self.checkpoints = (storage or self.path) / "checkpoints"
         self.logs = self.path / "log"
         self.journal = self.path / "requests.jsonl"
         self.exchange = self.path / "reshard"
         self._manifest = self.path / "manifest.json"
+        self._submission = self.path / "submission.json"
 
     @property
     def in_use(self) -> bool:
@@ -120,27 +154,54 @@ class StateFolder:
 
     def store(self, manifest: Manifest) -> None:
         """Replaces the manifest as a whole, or not at all."""
+        self._replace(self._manifest, manifest)
+
+    def submission(self) -> Submission | None:
+        """What was last prepared for a cluster."""
+        try:
+            stored = orjson.loads(self._submission.read_bytes())
+            starts = stored["starts"]
+            return Submission(
+                int(stored["number"]), stored["once"], starts and {int(number): at for number, at in starts.items()}
+            )
+        except FileNotFoundError:
+            return None
+        except (orjson.JSONDecodeError, TypeError, KeyError, ValueError) as error:
+            raise StateError(f"{self._submission} is damaged ({error}): remove it, and submit again") from error
+
+    def store_submission(self, submission: Submission) -> None:
+        """Replaces it, and sees to it that there is a journal: workers of a cluster must see the file."""
+        self.journal.touch()
+        self._replace(self._submission, submission)
+
+    def _replace(self, path: Path, content: Manifest | Submission) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        scratch = self._manifest.with_suffix(".new")
+        scratch = path.with_suffix(".new")
         with scratch.open("wb") as file:
-            file.write(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
+            file.write(orjson.dumps(asdict(content), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
             file.flush()
             os.fsync(file.fileno())
-        scratch.replace(self._manifest)
+        scratch.replace(path)
 
     def clear(self) -> None:
         """Forgets the learned state, but not the embedded Redis, which has other prefixes too."""
         for folder in (self.savepoints, self.checkpoints, self.exchange):
             shutil.rmtree(folder, ignore_errors=True)
         self._manifest.unlink(missing_ok=True)
+        self._submission.unlink(missing_ok=True)
         Journal(self.journal).forget()
 
     def newest_snapshot(self, manifest: Manifest) -> str | None:
-        """The savepoint of the last stop, or a completed checkpoint that is newer: the run did not end well."""
+        """The savepoint of the last stop, or a completed checkpoint that is newer: the run did not end well.
+
+        Of a job on a cluster, whichever is newest.
+        """
         candidates = [Path(manifest.savepoint)] if manifest.savepoint else []
+        if manifest.on_cluster:
+            candidates += self.savepoints.glob("savepoint-*")
         candidates += self._checkpoints()
         alive = [p for p in candidates if (p / "_metadata").exists()]
-        if manifest.savepoint and Path(manifest.savepoint) not in alive:
+        if manifest.savepoint and Path(manifest.savepoint) not in alive and not manifest.on_cluster:
             raise StateError(f"the savepoint {manifest.savepoint} is gone; bring it back, or start anew with --fresh")
         return str(max(alive, key=_completed_at)) if alive else None
 

@@ -11,14 +11,13 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from importlib.resources import files
 from typing import Any, Final
 
 import numpy as np
 import orjson
 
 SPAN_UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_SCRIPTS: Final = Path(__file__).parent
 
 
 class Field:
@@ -155,7 +154,8 @@ def decode_vector(blob: bytes | None) -> np.ndarray[Any, Any]:
 @lru_cache
 def script(name: str) -> str:
     """The text of a Lua script of this package."""
-    return (_SCRIPTS / f"{name}.lua").read_text()
+    # Not by path: a cluster's workers import the package from an archive.
+    return (files("serving") / f"{name}.lua").read_text()
 
 
 # --------------------------------------------------------------------------------------------- tiles

@@ -91,9 +91,9 @@ class ReadFunction(KeyedProcessFunction):
     Requests to delete users come from the journal, and take their place between the chunks.
     """
 
-    def __init__(self, open_feed: Callable[[], Feed], journal: Path) -> None:
+    def __init__(self, open_feed: Callable[[], Feed], journal: Callable[[], Journal]) -> None:
         self._open_feed = open_feed
-        self._journal = journal
+        self._open_journal = journal
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self._position = runtime_context.get_state(ValueStateDescriptor(State.POSITION, BYTES))
@@ -105,7 +105,7 @@ class ReadFunction(KeyedProcessFunction):
         if self._feed is None:
             self._feed = self._open_feed()
             self._feed.seek(self._position.value())
-            self._inbox = Inbox(Journal(self._journal), ctx.get_current_key(), self._taken.value() or 0)
+            self._inbox = Inbox(self._open_journal(), ctx.get_current_key(), self._taken.value() or 0)
             self._again(ctx)
             if ahead := tuple(self._inbox.ahead()):
                 # Before learners see to it that Redis has all they know, which they do at the first beat.
@@ -142,8 +142,8 @@ class ReadFunction(KeyedProcessFunction):
 class ReadTopicFunction(KeyedProcessFunction):
     """Gathered records of a topic in, chunks out. An empty text is a heartbeat."""
 
-    def __init__(self, journal: Path) -> None:
-        self._journal = journal
+    def __init__(self, journal: Callable[[], Journal]) -> None:
+        self._open_journal = journal
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self._position = runtime_context.get_state(ValueStateDescriptor(State.POSITION, BYTES))
@@ -154,7 +154,7 @@ class ReadTopicFunction(KeyedProcessFunction):
     def process_element(self, value: str, ctx: KeyedProcessFunction.Context) -> Iterator[Row]:
         key = ctx.get_current_key()
         if self._reader is None:
-            inbox = Inbox(Journal(self._journal), key, self._taken.value() or 0)
+            inbox = Inbox(self._open_journal(), key, self._taken.value() or 0)
             self._reader = TopicReader(inbox, self._position.value())
             if (ahead := self._reader.ahead()) is not None:
                 # Before learners see to it that Redis has all they know, which they do at the first beat.

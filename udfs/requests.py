@@ -58,6 +58,11 @@ class Journal:
     Any process may append; each holds the file's lock meanwhile. What was appended is on disk before the lock is
     given back. Only whole lines count: what a power cut tore off is cut away by the next who appends.
 
+    Parameters
+    ----------
+    required
+        The file must be there: who does not see it is on another machine than those who append.
+
     Attributes
     ----------
     requests
@@ -66,8 +71,9 @@ class Journal:
         By the number of the request.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, required: bool = False) -> None:
         self.path = path
+        self._required = required
         self._clear()
 
     def _clear(self) -> None:
@@ -81,11 +87,16 @@ class Journal:
         Raises
         ------
         JournalError
-            If a line is not what was written.
+            If a line is not what was written, or a file that must be there is not.
         """
         try:
             size = self.path.stat().st_size
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if self._required:
+                raise JournalError(
+                    f"{self.path} is not there: on a cluster, state_dir must be a folder that all its machines see "
+                    "under this path, or users who ask to be deleted would stay"
+                ) from error
             return
         if size < self._offset:
             self._clear()  # started anew

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flink_jobs.flink import configuration
+from flink_jobs.flink import local_configuration
 from flink_jobs.settings import (
     FLINK_FIXED,
     Layer,
@@ -230,7 +230,7 @@ def test_options_of_flink_are_passed_on_as_text(tmp_path: Path) -> None:
         "execution.checkpointing.unaligned.enabled": "true",
         "rest.port": "8081",
     }
-    values = configuration(resolved.settings, tmp_path, None, tmp_path)
+    values = local_configuration(resolved.settings, tmp_path, None, tmp_path)
     assert (values["state.backend.type"], values["rest.port"]) == ("rocksdb", "8081")
     assert ("flink.rest.port", "8081", "--set") in resolved.rows()
 

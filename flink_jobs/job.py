@@ -1,0 +1,72 @@
+"""What ``flink run`` runs: builds the job from the options of the run, and from what ``freshet submit`` has drawn.
+
+It draws nothing and changes nothing, so it may run again: a job manager that takes over runs it once more.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import click
+
+
+def name(prefix: str) -> str:
+    """Of a job, as Flink shows it."""
+    return f"freshet {prefix}"
+
+
+def build_and_submit(resolved: Any) -> None:
+    """Builds the job in the environment that Flink's client has prepared, and submits it."""
+    from flink_jobs.flink import environments, job_configuration
+    from flink_jobs.kafka import Kafka, Topic, client_properties, connector
+    from flink_jobs.preparing import files_of, fixed_settings, folder_of, job_of
+    from flink_jobs.settings import SettingsError
+    from flink_jobs.state import StateError, may_go_on
+    from flink_jobs.topology import build
+
+    settings, folder = resolved.settings, folder_of(resolved)
+    manifest, submission = folder.load(), folder.submission()
+    if manifest is None or submission is None or not manifest.on_cluster:
+        raise StateError(
+            f"nothing was prepared in {folder.path}: submit with freshet submit, or prepare with freshet submit "
+            "--prepare and the same options"
+        )
+    may_go_on(manifest, fixed_settings(resolved), settings.source)
+    kafka = None
+    if resolved.topic is not None or resolved.letter_topic is not None:
+        source = None
+        if resolved.topic is not None:
+            if submission.starts is None:
+                raise SettingsError(f"source: the submission in {folder.path} was prepared for another source")
+            group = settings.kafka.group or f"freshet-{settings.prefix}"
+            source = Topic(resolved.topic, submission.starts, group)
+        jar = connector(settings.kafka)
+        kafka = Kafka(jar, client_properties(settings.kafka), source, resolved.letter_topic)
+    storage = settings.cluster.storage or folder.path.as_uri()
+    values = job_configuration(settings, f"{storage}/checkpoints", settings.parallelism)
+    env, table_env = environments(values)
+    # How many subtasks there are is Flink's to say, by `flink run -p` or its own configuration.
+    parallelism = int(env.get_parallelism())
+    table_env.get_config().set("table.exec.resource.default-parallelism", str(parallelism))
+    resolved = replace(resolved, settings=settings.model_copy(update={"parallelism": parallelism}))
+    run_id, files = manifest.run_id, files_of(resolved)
+    build(env, table_env, job_of(resolved, manifest, settings.redis, files, run_id, submission.number, kafka))
+    env.execute_async(name(settings.prefix))
+
+
+def main() -> None:
+    from flink_jobs import cli
+
+    @click.command()
+    @cli.run_options
+    def job(**options: Any) -> None:
+        with cli.job_errors():
+            build_and_submit(cli.settings_from(options))
+
+    job.main(prog_name="freshet", args=sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
