@@ -36,6 +36,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.first_state
 	$(BIN)/python -m benchmarks.republish
+	$(BIN)/python -m benchmarks.sizing
 # Minutes: 2, 6, 12, 5, 3 and 31. The last exits with 1 where memory grew, so it comes last.
 	$(BIN)/python -m benchmarks.publish
 	$(BIN)/python -m benchmarks.freshness
