@@ -492,6 +492,7 @@ def similar(item_id: str, k: int, redis: str, prefix: str, state_dir: Path, as_j
 def delete_user(user_ids: tuple[str, ...], redis: str, prefix: str, state_dir: Path, as_json: bool) -> None:
     """Delete users: from Redis at once, and from the state by the job that runs, or with the next run."""
     with _job_installed():
+        from flink_jobs.preparing import SILENT_SECONDS, silent_seconds
         from flink_jobs.state import StateError, StateFolder
         from serving.connection import connect, server_of
         from serving.schema import Keys
@@ -524,19 +525,22 @@ def delete_user(user_ids: tuple[str, ...], redis: str, prefix: str, state_dir: P
             UNUSABLE,
         )
     kept_as = user_ids if key is None else tuple(hidden(user_id, key) for user_id in user_ids)
-    away = ""
+    away, running = "", False
     try:
         with Journal(folder.journal).requesting(kept_as, time.time_ns() // 1_000_000) as requests:
             # Before its reader may stamp them: what the job leaves in Redis comes after.
             try:
                 with contextlib.ExitStack() as stack:
                     url = stack.enter_context(embedded_redis(folder.redis)) if redis == "embedded" else redis
-                    hide(connect(url), Keys(prefix), requests)
+                    connection = connect(url)
+                    hide(connection, Keys(prefix), requests)
+                    # On a cluster it holds no lock.
+                    running = manifest.on_cluster and silent_seconds(connection, Keys(prefix)) < SILENT_SECONDS
             except (RedisError, EmbeddedRedisError) as error:
                 away = str(error)
     except JournalError as error:
         _fail(str(error), UNUSABLE)
-    running = folder.in_use
+    running = running or folder.in_use
     if as_json:
         answer = {"requests": dict(zip(user_ids, (r.number for r in requests), strict=True))}
         click.echo(orjson.dumps({**answer, "running": running, "redis": not away}).decode())

@@ -47,7 +47,7 @@ from udfs.tilefeed import TileConfig
 if TYPE_CHECKING:
     from flink_jobs.topology import Job
 
-_SILENT_SECONDS: Final = 30.0  # some beats
+SILENT_SECONDS: Final = 30.0  # some beats: a job that is silent for so long does not run
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,17 @@ def _not_on_cluster(folder: StateFolder, connection: Any, keys: Keys) -> None:
     known = folder.load()
     if known is None or not known.on_cluster:
         return
-    silent = time.time() - int(connection.hget(keys.ledger, Field.ALIVE) or 0) / 1_000
-    if silent < _SILENT_SECONDS:
+    silent = silent_seconds(connection, keys)
+    if silent < SILENT_SECONDS:
         raise StateInUse(
             f"a job on a cluster works on {folder.path}: it gave a sign of life {silent:.0f} s ago. Stop it (flink "
-            f"stop), and wait until it was silent for {_SILENT_SECONDS:.0f} s, or give another --state-dir"
+            f"stop), and wait until it was silent for {SILENT_SECONDS:.0f} s, or give another --state-dir"
         )
+
+
+def silent_seconds(connection: Any, keys: Keys) -> float:
+    """Since the last sign of life of a job under the prefix."""
+    return time.time() - int(connection.hget(keys.ledger, Field.ALIVE) or 0) / 1_000
 
 
 def begin(

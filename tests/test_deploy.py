@@ -219,3 +219,19 @@ def test_the_entrypoint_writes_flinks_configuration(tmp_path: Path) -> None:
         assert answer.stdout == "done\n"
         values = yaml.safe_load((conf / "config.yaml").read_text())
         assert values["jobmanager.rpc.address"] == "jobmanager" and "--add-opens" in values["env.java.opts.all"]
+
+
+def test_stripped_flink_is_where_both_its_scripts_and_the_package_look_for_it(tmp_path: Path) -> None:
+    environment, flink = tmp_path / "freshet", tmp_path / "flink"
+    pyflink = environment / "lib" / "python3.11" / "site-packages" / "pyflink"
+    for folder in ("bin", "conf", "lib", "opt", "plugins", "log", "examples"):
+        (pyflink / folder).mkdir(parents=True)
+    for name in ("flink", "pyflink-udf-runner.sh"):
+        (pyflink / "bin" / name).touch()
+    (environment / "bin").mkdir()
+    (environment / "bin" / "pip").symlink_to(shutil.which("true") or "")
+    subprocess.run(["sh", str(DEPLOY / "docker" / "strip.sh"), str(environment), str(flink)], check=True)
+    assert (flink / "bin" / "flink").stat().st_mode & 0o111
+    # Workers are started by this one, from the package.
+    assert (pyflink / "bin" / "pyflink-udf-runner.sh").resolve() == flink / "bin" / "pyflink-udf-runner.sh"
+    assert not (pyflink / "examples").exists()

@@ -10,6 +10,8 @@ pyflink=$(echo "$environment"/lib/python3.*/site-packages/pyflink)
 mkdir -p "$flink"
 for folder in bin conf lib opt plugins log; do
   mv "$pyflink/$folder" "$flink/$folder"
+  # Workers are started by a script that is looked for in the package.
+  ln -s "$flink/$folder" "$pyflink/$folder"
 done
 chmod +x "$flink"/bin/*.sh "$flink"/bin/flink
 rm -rf "$pyflink/examples"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -92,6 +93,17 @@ def test_nothing_else_works_on_a_state_while_a_cluster_does(server: RedisServer,
     snapshot(tmp_path)
     with prepared_here(resolved, Console(file=io.StringIO())) as (ready, _):
         assert ready.manifest.on_cluster
+
+
+@pytest.mark.parametrize(("silent", "running"), [(5_000, True), (31_000, False)])
+def test_a_deletion_knows_of_a_job_on_a_cluster(
+    server: RedisServer, redis: Any, tmp_path: Path, silent: int, running: bool
+) -> None:
+    prepared(given(server, tmp_path))
+    redis.hset(Keys("freshet").ledger, Field.ALIVE, time.time_ns() // 1_000_000 - silent)
+    words = ["delete-user", "ann", "--redis", server.url, "--state-dir", str(tmp_path), "--json"]
+    answer = json.loads(CliRunner().invoke(cli, words).stdout)
+    assert answer["running"] is running and list(answer["requests"]) == ["ann"]
 
 
 def test_nothing_is_drawn_a_second_time_for_the_same(server: RedisServer, redis: Any, tmp_path: Path) -> None:
