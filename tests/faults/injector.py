@@ -89,11 +89,15 @@ def workers() -> list[psutil.Process]:
     return [worker for nursery in nurseries for worker in nursery.children()]
 
 
+def living_workers() -> list[psutil.Process]:
+    """Those that have not ended: the nursery keeps others in its list for a while."""
+    return sorted((w for w in workers() if w.status() != psutil.STATUS_ZOMBIE), key=lambda p: p.pid)
+
+
 def any_worker(rng: random.Random) -> psutil.Process:
-    """One of them that lives: those that have ended stay in the list for a while."""
-    while not (alive := [w for w in workers() if w.status() != psutil.STATUS_ZOMBIE]):
+    while not (alive := living_workers()):
         time.sleep(0.02)  # the job is restarting
-    return rng.choice(sorted(alive, key=lambda p: p.pid))
+    return rng.choice(alive)
 
 
 # ------------------------------------------------------------------------------------------- workers

@@ -17,7 +17,7 @@ import pytest
 from flink_jobs.embedded import embedded_redis
 from serving import Client
 from serving.connection import connect
-from tests.faults.injector import any_worker
+from tests.faults.injector import any_worker, living_workers
 from tests.flink.harness import Rows, balanced, dead_letters, lines_of, run_job, stored_rows, write_lines
 from tests.kafka.broker import Broker, KafkaClient, Record
 from udfs.generator import Generator, GeneratorConfig
@@ -218,12 +218,14 @@ def test_partitions_are_learned_over_a_stop_and_killed_processes(
     kafka.send(topic, records[:5_000])
     stopped = TopicRun(tmp_path / "state", settings, notes / "1").stopped_at(connection, read=3_000)
     kafka.send(topic, records[5_000:8_000])
-    # No checkpoint comes meanwhile, so that there is something to replay.
+    # One checkpoint at the most comes meanwhile: as a rule there is something to replay.
     run = TopicRun(tmp_path / "state", settings | {"checkpoint_interval": "10m"}, notes / "2")
     run.until(connection, read=7_000, learned=5_100)
+    before = {worker.pid for worker in living_workers()}
     any_worker(random.Random(1)).kill()
     kafka.send(topic, records[8_000:10_000])
     run.until(connection, read=10_000)
+    assert before.isdisjoint(worker.pid for worker in living_workers()), "no worker died, or the job did not restart"
     broker.kill()
     broker.start()
     kafka.send(topic, [*records[10_000:], *ends])
@@ -231,7 +233,6 @@ def test_partitions_are_learned_over_a_stop_and_killed_processes(
     summary = run.stopped_at(connection, read=12_003, learned=12_003 - waiting)
 
     assert balanced(summary["events"]) and summary["events"]["pending"] == waiting
-    assert summary["replayed"] > 0, "no worker died, or nothing was replayed"
     assert stopped["events"]["read"] - stopped["events"]["pending"] + summary["events"]["read"] == 12_003
     if time_ == "event":
         expected, rows, _ = learned_from_file(tmp_path / "file", lines, **{"tiles.enabled": False})
