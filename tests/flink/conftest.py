@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,3 @@ def flink_process(tmp_path_factory: pytest.TempPathFactory) -> None:
     prepare_process(tmp_path_factory.mktemp("flink-log"))
     # The workers import the harness.
     os.environ["PYTHONPATH"] = str(ROOT)
-
-
-@pytest.fixture(scope="session")
-def data() -> Iterator[Path]:
-    """Real event streams; tests that use them are skipped where they are absent."""
-    folder = Path(os.environ.get("FRESHET_TEST_DATA", ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real event streams in {folder} (set FRESHET_TEST_DATA)")
-    yield folder

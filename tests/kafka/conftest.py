@@ -51,12 +51,3 @@ def broker(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bro
 @pytest.fixture(scope="session")
 def kafka(broker: Broker) -> KafkaClient:
     return KafkaClient(CONNECTOR_JAR, {"bootstrap.servers": broker.servers})
-
-
-@pytest.fixture(scope="session")
-def data() -> Iterator[Path]:
-    """Real event streams; tests that use them are skipped where they are absent."""
-    folder = Path(os.environ.get("FRESHET_TEST_DATA", ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real event streams in {folder} (set FRESHET_TEST_DATA)")
-    yield folder
