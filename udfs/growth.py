@@ -207,5 +207,5 @@ class Bounds:
         """The numbers of the rows of the tail."""
         if not self.tails:
             return []
-        numbers = self._rows[family].ids.find(map(tail_id, range(self.tails[family].rows)))
+        numbers = self._rows[family].ids.find([*map(tail_id, range(self.tails[family].rows))])
         return [number for number in numbers.tolist() if number >= 0]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, count, repeat
+from itertools import chain, count
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 Numbers = npt.NDArray[np.intp]
+Hashes = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+_LEAST: Final = 16  # entries, texts, bytes; a power of two
+_BYTES: Final = 1_000_000  # beyond which it is worth to look for what nobody uses
 
 
 class Ids(Mapping[str, int]):
@@ -22,6 +27,11 @@ class Ids(Mapping[str, int]):
         keeps an id keeps this text and not one of its own: a text is a large thing to have fifty times in a million
         rows.
 
+    Notes
+    -----
+    A dictionary of a million texts waits for memory four times to find one. Here a kernel looks for all at once, by
+    Python's own hashes, in arrays, where the waits overlap: a sixth of the time (docs/decisions/0021).
+
     Examples
     --------
     >>> ids = Ids()
@@ -33,41 +43,49 @@ class Ids(Mapping[str, int]):
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self._numbers: dict[str, int] = {}
         self._free: list[int] = []
+        # Open addressing, linear probing, at most half full: a hash, and the number plus one, 0 where there is none.
+        self._table = np.zeros((_LEAST, 2), dtype=np.int64)
+        # The texts as bytes, and by number where each begins and how long it is.
+        self._bytes = np.empty(_LEAST, dtype=np.uint8)
+        self._places = np.zeros((_LEAST, 2), dtype=np.int64)
+        self._used = 0
+        self._left = 0  # bytes of texts that are gone
+        self._slots = np.empty(0, dtype=np.intp)  # room for :meth:`distinct`: all -1
 
     def __getitem__(self, row_id: str) -> int:
-        return self._numbers[row_id]
+        item, hashed, mask = self._table.item, hash(row_id), len(self._table) - 1
+        at = hashed & mask
+        while number := item(at, 1):
+            if item(at, 0) == hashed and self.names[number - 1] == row_id:
+                return int(number - 1)
+            at = (at + 1) & mask
+        raise KeyError(row_id)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._numbers)
+        return filter(None, self.names)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.names) - len(self._free)
 
-    def __contains__(self, row_id: object) -> bool:
-        return row_id in self._numbers
-
-    def find(self, row_ids: Iterable[str]) -> Numbers:
+    def find(self, row_ids: Sequence[str]) -> Numbers:
         """The number of each id, -1 of one that is not known."""
-        return np.fromiter(map(self._numbers.get, row_ids, repeat(-1)), dtype=np.intp)
+        return self._find(row_ids, _hashes(row_ids))
 
     def add(self, row_ids: Sequence[str]) -> Numbers:
         """The number of each id; an id that is not known gets a free one, or the next."""
-        found = self.find(row_ids)
-        if -1 not in found:
-            return found  # as most often
-        numbers, names, free = self._numbers, self.names, self._free
-        for row_id in row_ids:
-            if row_id not in numbers:
-                name = sys.intern(row_id)
-                if free:
-                    numbers[name] = free.pop()
-                    names[numbers[name]] = name
-                else:
-                    numbers[name] = len(names)
-                    names.append(name)
-        return self.find(row_ids)
+        hashes = _hashes(row_ids)
+        found = self._find(row_ids, hashes)
+        unknown = np.flatnonzero(found < 0)
+        if len(unknown):
+            new: dict[str, int] = {}
+            for place in unknown.tolist():
+                row_id = row_ids[place]
+                if row_id not in new:
+                    new[row_id] = self._place(sys.intern(row_id))
+                found[place] = new[row_id]
+            self._enter(list(new), np.fromiter(new.values(), dtype=np.intp, count=len(new)))
+        return found
 
     def remove(self, row_ids: Iterable[str]) -> Numbers:
         """Forgets ids, and returns the numbers they had, which are free from now on.
@@ -77,11 +95,87 @@ class Ids(Mapping[str, int]):
         KeyError
             If one of them is not known.
         """
-        removed = [self._numbers.pop(row_id) for row_id in row_ids]
-        for number in removed:
+        from udfs import kernels
+
+        removed = []
+        for row_id in row_ids:
+            number = self[row_id]
+            kernels.leave(self._table, hash(row_id), number)
+            self._left += int(self._places[number, 1])
             self.names[number] = ""
-        self._free += removed
+            self._free.append(number)
+            removed.append(number)
         return np.array(removed, dtype=np.intp)
+
+    def distinct(self, row_ids: Sequence[str]) -> tuple[list[str], Numbers, Numbers]:
+        """Each id once, in the order they come; of each of ``row_ids``, where it is among these; and their numbers."""
+        from udfs import kernels
+
+        numbers, known = self.find(row_ids), len(self.names)
+        new: dict[str, int] = {}
+        for place in np.flatnonzero(numbers < 0).tolist():
+            numbers[place] = new.setdefault(row_ids[place], known + len(new))
+        if len(self._slots) < known + len(new):
+            self._slots = np.full(2 * (known + len(new)), -1, dtype=np.intp)
+        firsts, slots = kernels.distinct(numbers, self._slots)
+        numbers = numbers[firsts]
+        return [row_ids[place] for place in firsts.tolist()], slots, np.where(numbers < known, numbers, -1)
+
+    def _find(self, row_ids: Sequence[str], hashes: Hashes) -> Numbers:
+        from udfs import kernels  # here, as numba takes half a second to import
+
+        numbers: Numbers = kernels.look_up(self._table, self._places, self._bytes, hashes, *_encoded(row_ids))
+        return numbers
+
+    def _place(self, name: str) -> int:
+        if self._free:
+            number = self._free.pop()
+            self.names[number] = name
+            return number
+        self.names.append(name)
+        return len(self.names) - 1
+
+    def _enter(self, names: Sequence[str], numbers: Numbers) -> None:
+        """Puts ids that have got numbers into table and texts."""
+        from udfs import kernels
+
+        if 2 * len(self) > len(self._table) or self._left > self._used // 2 + _BYTES:
+            # All of them anew: with twice the room, or without the texts that are gone.
+            names, numbers = list(self), np.flatnonzero([*map(bool, self.names)])
+            self._table = np.zeros((max(len(self._table), 1 << (2 * len(self)).bit_length()), 2), dtype=np.int64)
+            self._used = self._left = 0
+        text, lengths = _encoded(names)
+        self._bytes = at_least(self._bytes, self._used, self._used + len(text))
+        self._places = at_least(self._places, len(self._places), len(self.names))
+        self._bytes[self._used : self._used + len(text)] = text
+        self._places[numbers, 0] = self._used + np.cumsum(lengths) - lengths
+        self._places[numbers, 1] = lengths
+        self._used += len(text)
+        kernels.enter(self._table, _hashes(names), numbers)
+
+
+def _hashes(texts: Sequence[str]) -> Hashes:
+    return np.fromiter(map(hash, texts), dtype=np.int64, count=len(texts))
+
+
+def _encoded(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint8], Hashes]:
+    """Texts as bytes, one behind the other, and how long each is."""
+    joined = "".join(texts)
+    if joined.isascii():
+        lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+        return np.frombuffer(joined.encode(), dtype=np.uint8), lengths
+    # The ids of shared rows begin with half a character, which has no UTF-8 of its own.
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), np.array([*map(len, encoded)], dtype=np.int64)
+
+
+def at_least(array: Array, used: int, size: int) -> Array:
+    """An array of at least a size that begins with what is used of another: the same one, or one of twice its size."""
+    if size <= len(array):
+        return array
+    larger = np.empty((max(size, 2 * len(array)), *array.shape[1:]), dtype=array.dtype)
+    larger[:used] = array[:used]
+    return larger
 
 
 def placed(texts: Sequence[str], more: Iterable[str] = ()) -> tuple[dict[str, int], Numbers]:
@@ -131,9 +225,13 @@ class Group:
     def __init__(self, ids: Ids, row_ids: Sequence[str], heirs: Mapping[str, str] | None = None) -> None:
         self.ids = ids
         self.row_ids = row_ids
-        places, self.slots = placed(row_ids, heirs.values() if heirs else ())
+        self.heirs: dict[int, int] = {}
+        if not heirs:
+            self.distinct, self.slots, self.numbers = ids.distinct(row_ids)
+            return
+        places, self.slots = placed(row_ids, heirs.values())
         self.distinct = list(places)
-        self.heirs = {places[heir]: places[of] for heir, of in heirs.items()} if heirs else {}
+        self.heirs = {places[heir]: places[of] for heir, of in heirs.items()}
         self.numbers = ids.find(self.distinct)
 
     def admit(self, diverged: Container[int]) -> None:

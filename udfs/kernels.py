@@ -321,3 +321,101 @@ def write_json(starts: Array, lengths: Array, items: Array, ends: Array, texts: 
             to -= 1
         out[to] = 93  # ]
         to += 1
+
+
+@njit(cache=True)
+def look_up(table: Array, places: Array, known: Array, hashes: Array, text: Array, lengths: Array) -> Array:
+    """The numbers of texts, -1 of those that are not known.
+
+    Parameters
+    ----------
+    table
+        Hashes and numbers, open addressing with linear probing: shape ``(a power of two, 2)``, a number plus one or,
+        where there is none, 0.
+    places
+        By number, where its text begins in ``known``, and its length: shape ``(any, 2)``.
+    hashes, text, lengths
+        The hash of each, their bytes one behind the other, and their lengths.
+    """
+    # In three rounds, so that waits for memory overlap.
+    numbers, firsts = np.empty(len(hashes), dtype=np.intp), np.empty(len(hashes), dtype=np.int64)
+    mask = len(table) - 1
+    for place in range(len(hashes)):
+        at = hashes[place] & mask
+        while table[at, 1] > 0 and table[at, 0] != hashes[place]:
+            at = (at + 1) & mask
+        numbers[place] = table[at, 1] - 1
+    for place in range(len(hashes)):
+        number = numbers[place]
+        firsts[place] = places[number, 0] if number >= 0 and places[number, 1] == lengths[place] else -1
+    start = 0
+    for place in range(len(hashes)):
+        if numbers[place] >= 0 and not _same(known, firsts[place], text, start, lengths[place]):
+            # Another text has this hash.
+            at = hashes[place] & mask
+            while table[at, 1] > 0:
+                number = table[at, 1] - 1
+                first = places[number, 0] if places[number, 1] == lengths[place] else -1
+                if table[at, 0] == hashes[place] and _same(known, first, text, start, lengths[place]):
+                    break
+                at = (at + 1) & mask
+            numbers[place] = table[at, 1] - 1
+        start += lengths[place]
+    return numbers
+
+
+@njit(cache=True)
+def _same(left: Array, left_at: int, right: Array, right_at: int, length: int) -> bool:
+    """Whether two stretches of bytes are the same; not if one begins nowhere."""
+    if left_at < 0:
+        return False
+    same = True
+    for at in range(length):
+        same &= left[left_at + at] == right[right_at + at]
+    return same
+
+
+@njit(cache=True)
+def enter(table: Array, hashes: Array, numbers: Array) -> None:
+    """Numbers into the table that :func:`look_up` reads. There must be room, and they must not be there."""
+    mask = len(table) - 1
+    for place in range(len(hashes)):
+        at = hashes[place] & mask
+        while table[at, 1] > 0:
+            at = (at + 1) & mask
+        table[at, 0] = hashes[place]
+        table[at, 1] = numbers[place] + 1
+
+
+@njit(cache=True)
+def leave(table: Array, hashed: int, number: int) -> None:
+    """Takes a number out of the table, and moves up what had to stand behind it."""
+    mask = len(table) - 1
+    gap = hashed & mask
+    while table[gap, 1] != number + 1:
+        gap = (gap + 1) & mask
+    at = (gap + 1) & mask
+    while table[at, 1] > 0:
+        # It may stand in the gap if the gap is not before the place it belongs to.
+        if (at - (table[at, 0] & mask)) & mask >= (at - gap) & mask:
+            table[gap, 0] = table[at, 0]
+            table[gap, 1] = table[at, 1]
+            gap = at
+        at = (at + 1) & mask
+    table[gap, 1] = 0
+
+
+@njit(cache=True)
+def distinct(numbers: Array, slots_of: Array) -> tuple[Array, Array]:
+    """Where each number comes first, and for all, which of these it is. ``slots_of`` is -1 by number, and is
+    so again."""
+    firsts, slots, count = np.empty(len(numbers), dtype=np.intp), np.empty(len(numbers), dtype=np.intp), 0
+    for place in range(len(numbers)):
+        if slots_of[numbers[place]] < 0:
+            slots_of[numbers[place]] = count
+            firsts[count] = place
+            count += 1
+        slots[place] = slots_of[numbers[place]]
+    for at in range(count):
+        slots_of[numbers[firsts[at]]] = -1
+    return firsts[:count], slots

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import orjson
 
-from udfs.ids import Ids
+from udfs.ids import Ids, at_least
 from udfs.models import Array
 
 _LEAST: Final = 4  # items that a history has room for
@@ -123,7 +123,7 @@ class Seen:
             return
         rooms = 1 << np.ceil(np.log2(rooms)).astype(np.int64)
         ends = self._used + np.cumsum(rooms)
-        self._items = _at_least(self._items, self._used, int(ends[-1]))
+        self._items = at_least(self._items, self._used, int(ends[-1]))
         kernels.move(moving, ends - rooms, self._items, self._starts, self._lengths)
         self._left += int(self._rooms[moving].sum())
         self._rooms[moving] = rooms
@@ -156,7 +156,7 @@ class Seen:
         """Puts the JSON of more names behind what is there."""
         texts, used = [orjson.dumps(name) for name in names], int(self._ends[-1])
         more = used + np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
-        self._texts = _at_least(self._texts, used, int(more[-1]))
+        self._texts = at_least(self._texts, used, int(more[-1]))
         self._texts[used : more[-1]] = np.frombuffer(b"".join(texts), dtype=np.uint8)
         self._ends = np.concatenate([self._ends, more])
 
@@ -170,12 +170,3 @@ def _places(starts: Array, lengths: Array) -> Array:
     before = np.cumsum(lengths) - lengths
     places: Array = np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
     return places
-
-
-def _at_least(array: Array, used: int, size: int) -> Array:
-    """An array of at least a size that begins with what is used of another: the same one, or one of twice its size."""
-    if size <= len(array):
-        return array
-    larger = np.empty(max(size, 2 * len(array)), dtype=array.dtype)
-    larger[:used] = array[:used]
-    return larger
