@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import orjson
 
 from benchmarks.common import N_FACTORS, progress, scratch, show, store
@@ -34,7 +35,7 @@ from udfs.building import build
 from udfs.entities import header_entity, learned_entities
 from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig
-from udfs.publisher import Author, Entity, Publisher
+from udfs.publisher import Author, Entity, Publisher, Word
 from udfs.rows import EncodedRows
 
 TARGET: Final = 200_000.0
@@ -90,9 +91,7 @@ def plain_hset(connection: Any, entities: list[Entity]) -> Callable[[], None]:
     """Sets the fields of entities as they are; what is sent is packed before, so that Redis does not wait for us."""
     socket = connection.connection_pool.get_connection()
     parts = [entities[at : at + _BATCH] for at in range(0, len(entities), _BATCH)]
-    packed = [
-        socket.pack_commands([("HSET", key, words[0], words[1], *words[3:]) for key, words in part]) for part in parts
-    ]
+    packed = [socket.pack_commands([("HSET", key, *map(_plain, words)) for key, words in part]) for part in parts]
 
     def work() -> None:
         for part, commands in zip(parts, packed, strict=True):
@@ -101,6 +100,10 @@ def plain_hset(connection: Any, entities: list[Entity]) -> Callable[[], None]:
                 socket.read_response()
 
     return work
+
+
+def _plain(word: Word) -> bytes:
+    return bytes(word)[3:] if isinstance(word, msgspec.Raw) else str(word).encode()
 
 
 def measure(arguments: argparse.Namespace, url: str) -> dict[str, Cost]:

@@ -128,13 +128,13 @@ def version(epoch: int, attempt: int, seq: int) -> bytes:
     >>> version(1700000000000, 3, 42)
     b'1700000000000.00000003.0000000000000042'
     """
-    return versions(epoch, attempt, [seq])[0]
+    return versions(epoch, attempt, [seq])[0].encode()
 
 
-def versions(epoch: int, attempt: int, seqs: Iterable[int]) -> list[bytes]:
-    """The :func:`version` of each ``seq``."""
-    of = b"%013d.%08d." % (epoch, attempt)
-    return [b"%b%016d" % (of, seq) for seq in seqs]
+def versions(epoch: int, attempt: int, seqs: Iterable[int]) -> list[str]:
+    """The :func:`version` of each ``seq``, as text."""
+    of = f"{epoch:013d}.{attempt:08d}."
+    return [f"{of}{seq:016d}" for seq in seqs]
 
 
 def encode_vector(vector: np.ndarray[Any, Any]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 import orjson
 
 from udfs.batch import Batch
@@ -12,7 +13,7 @@ from udfs.entities import dropped_calls, header_entity, learned_entities
 from udfs.interactions import Interactions
 from udfs.learner import Learned, Learner
 from udfs.packing import pack_lines
-from udfs.publisher import Author, Entity, Publisher
+from udfs.publisher import Author, Entity, Publisher, Word
 
 
 def batch_of(
@@ -52,10 +53,11 @@ def publish(
 def entity_fields(entities: Iterable[Entity]) -> dict[str, dict[bytes, bytes]]:
     """The fields that a write gives each entity, its version aside, as Redis returns them."""
 
-    def text(value: bytes | str | int) -> bytes:
-        return value if isinstance(value, bytes) else str(value).encode()
+    def text(value: Word) -> bytes:
+        # What bytes have before them as MessagePack: three.
+        return bytes(value)[3:] if isinstance(value, msgspec.Raw) else str(value).encode()
 
     found = {}
-    for key, (_, _, _, *words) in entities:
+    for key, (_, _, *words) in entities:
         found[key] = dict(zip(map(text, words[::2]), map(text, words[1::2]), strict=True))
     return found

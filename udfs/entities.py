@@ -11,14 +11,13 @@ import orjson
 
 from serving.schema import Field, Keys, encode_tile, encode_vector, sharded, tile_field, versions
 from udfs.learner import Learner
-from udfs.models import ITEM, USER, Array
-from udfs.publisher import Author, Call, Entity, parts
+from udfs.models import ITEM, USER
+from udfs.publisher import Author, Call, Entity, Word, packed_bytes, parts
 from udfs.rows import EncodedRows
 from udfs.tail import tail_number
 from udfs.tilefeed import OF_USER, RECORD, UNIT, split_pair, total, unescape
 
 _SESSION: Final = "session" + UNIT  # how its record begins
-_WORDS: Final = 4  # of a tile, in what is sent
 
 
 def learned_entities(
@@ -40,16 +39,15 @@ def learned_entities(
     items: dict[str, int] = {}
     for family, key_of, of_shard in ((USER, keys.user, 1), (ITEM, keys.item, shards)):
         rows, heads = encoded[family], encoded[family].heads
-        values: dict[str, Iterable[bytes | str | int]] = {
-            Field.COUNT: _texts(heads["count"]),
-            Field.UPDATED_AT: _texts(heads["updated_at"]),
+        values: dict[str, Iterable[Word]] = {
+            Field.COUNT: heads["count"].tolist(),
+            Field.UPDATED_AT: heads["updated_at"].tolist(),
             Field.BIAS: map(repr, learner.model.biases(family, rows.weights).tolist()),
         }
         if width := 4 * learner.model.n_factors:
-            vectors = encode_vector(learner.model.vectors(family, rows.weights))
-            values[Field.VECTOR] = [vectors[at : at + width] for at in range(0, len(vectors), width)]
+            values[Field.VECTOR] = packed_bytes(encode_vector(learner.model.vectors(family, rows.weights)), width)
         if family == USER:
-            values |= {Field.SHARD: repeat(shard), Field.SEEN: rows.seen}
+            values |= {Field.SHARD: repeat(shard), Field.SEEN: map(bytes.decode, rows.seen)}
         else:
             values[Field.POPULARITY] = map(repr, heads["popularity"].tolist())
         row_keys = [key_of(row_id) for row_id in rows.row_ids]
@@ -60,21 +58,15 @@ def learned_entities(
                     row_keys[at] = keys.tail(shard, family, shared)
                     row_items.pop(row_id, None)
         # Column by column: many entities are written at once, and a call for each number takes longer than all else.
-        columns: list[Iterable[bytes | str | int]] = [
+        columns: list[Iterable[Word]] = [
             repeat(sharded(Field.VERSION, shard, of_shard)),
             versions(author.epoch, author.attempt, heads["seq"].tolist()),
-            repeat(len(values)),
         ]
         for name, column in values.items():
             columns += (repeat(sharded(name, shard, of_shard)), column)
         entities += zip(row_keys, zip(*columns, strict=False), strict=False)
         items |= row_items
     return entities, items
-
-
-def _texts(numbers: Array) -> list[bytes]:
-    """Whole numbers as text."""
-    return orjson.dumps(numbers.tolist())[1:-1].split(b",") if len(numbers) else []
 
 
 def dropped_calls(learner: Learner, dropped: Mapping[str, Iterable[str]], author: Author) -> list[Call]:
@@ -98,7 +90,7 @@ def dropped_calls(learner: Learner, dropped: Mapping[str, Iterable[str]], author
 def header_entity(learner: Learner, author: Author) -> Entity:
     """The Redis write for a shard's header."""
     summary = learner.summary()
-    pairs: list[bytes | str | int] = []
+    words: list[Word] = []
     for name, value in {
         "model": learner.model.name,
         "global_mean": repr(learner.model.global_mean()),
@@ -114,10 +106,9 @@ def header_entity(learner: Learner, author: Author) -> Entity:
         "metrics": orjson.dumps(summary["metrics"]),
         "summary": orjson.dumps(summary),
     }.items():
-        pairs += (name, value)
+        words += (name, value.decode() if isinstance(value, bytes) else value)
     # Not the batch's number: a replay need not cut the log as it was cut before. A header of the same seq is taken.
-    entity = [Field.VERSION, author.version(learner.seq), len(pairs) // 2, *pairs]
-    return author.keys.model(author.shard), entity
+    return author.keys.model(author.shard), [Field.VERSION, author.version(learner.seq).decode(), *words]
 
 
 def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str], part: int) -> list[Entity]:
@@ -133,15 +124,13 @@ def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str]
     records = [record for text in results for record in text.split(RECORD)]
     sessions = [record.split(UNIT) for record in records if record.startswith(_SESSION)]
     tiles = [record for record in records if not record.startswith(_SESSION)]
-    entities: dict[str, list[bytes | str | int]] = {}
+    entities: dict[str, list[Word]] = {}
     for key, tile in zip(*_tiles(tiles, keys, event_types, part), strict=True):
-        entities.setdefault(key, [0]).extend(tile)
-    for entity in entities.values():
-        entity[0] = len(entity) // _WORDS
-    last: dict[str, tuple[int, bytes]] = {}
+        entities.setdefault(key, ["", ""]).extend(tile)
     for _, entity_id, start, end, met, high, low in sessions:
         key, ended, (n, distinct) = _key(entity_id, keys), int(end), split_pair(int(met))
-        if ended >= last.get(key, (0, b""))[0]:
+        entity = entities.setdefault(key, ["", ""])
+        if ended >= int(entity[0] or 0):
             session = {
                 "n": n,
                 "sum": total(int(high), int(low)),
@@ -149,13 +138,13 @@ def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str]
                 "start": int(start),
                 "end": ended,
             }
-            last[key] = ended, orjson.dumps(session)
-    return [(key, [*entities.get(key, [0]), *last.get(key, ("", ""))]) for key in {**entities, **last}]
+            entity[:2] = ended, orjson.dumps(session).decode()
+    return [*entities.items()]
 
 
 def _tiles(
     tiles: Sequence[str], keys: Keys, event_types: Sequence[str], part: int
-) -> tuple[Iterable[str], Iterable[tuple[bytes | str | int, ...]]]:
+) -> tuple[Iterable[str], Iterable[tuple[str, ...]]]:
     """Keys and words of tiles: column by column, as a call for each field of a tile takes longer than all else."""
     if not tiles:
         return (), ()
@@ -166,9 +155,11 @@ def _tiles(
     # There are few combinations of counts: most tiles hold few events.
     combinations = [*zip(*pairs, strict=True)] if pairs else [()] * len(tiles)
     types = {combination: _by_type(combination, event_types) for combination in set(combinations)}
-    values = map(encode_tile, n.tolist(), sums, distinct.tolist(), map(types.__getitem__, combinations))
+    blobs = map(encode_tile, n.tolist(), sums, distinct.tolist(), map(types.__getitem__, combinations))
     names = map(tile_field, spans, starts, repeat(part))
-    return [_key(entity_id, keys) for entity_id in ids], zip(spans, starts, names, values, strict=False)
+    return [_key(entity_id, keys) for entity_id in ids], zip(
+        spans, starts, names, map(bytes.decode, blobs), strict=False
+    )
 
 
 def _by_type(pairs: Iterable[str], event_types: Sequence[str]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
+import msgspec
 import orjson
 import redis
 
@@ -37,6 +38,7 @@ from udfs.tombstones import Arguments, Tombstone, deleting, hiding, lifting
 
 # Entities a script call: Redis serves nobody else during one, about 1 ms.
 _PER_CALL: Final = 500
+_PACKER: Final = msgspec.msgpack.Encoder()
 _SCRIPTS: Final[Mapping[str, Sequence[str]]] = {
     "publish_learned": ("fenced", "in_turn", "tombstones", "publish_learned"),
     "drop_learned": ("fenced", "in_turn", "drop_learned"),
@@ -57,7 +59,10 @@ _TRANSIENT: Final = (
 _NOT_NOW: Final = re.compile(r"(?:^|\W)(?:OOM|READONLY|LOADING|MASTERDOWN|BUSY|NOREPLICAS|MISCONF|TRYAGAIN)(?:\W|$)")
 
 Result = TypeVar("Result")
-Entity = tuple[str, Sequence[bytes | str | int]]  # a key, and its part of a script's ARGV
+Word = str | int | msgspec.Raw
+# A key, and what a script writes there, see the scripts: as MessagePack, which costs Redis and us less than as many
+# arguments. Bytes are put in by :func:`packed_bytes`: Redis's reader knows texts only, which to it are bytes.
+Entity = tuple[str, Sequence[Word]]
 # A script, and its KEYS and ARGV but for fence, tombstones and submission.
 Call = tuple[str, Sequence[str], Sequence[Any]]
 
@@ -191,10 +196,9 @@ class Publisher:
                 words = (word for item, seq in members for word in (seq, item))
                 yield "shard_note", [], ("ZADD", author.keys.items(author.shard), "GT", *words)
             for part in parts(entities):
-                arguments = [argument for _, entity in part for argument in entity]
-                yield "publish_learned", [key for key, _ in part], [self._ttl, *arguments]
+                yield "publish_learned", [key for key, _ in part], [self._ttl, packed(part)]
             if header is not None:
-                yield "publish_learned", [header[0]], [0, *header[1]]
+                yield "publish_learned", [header[0]], [0, packed([header])]
             yield "shard_note", [], ("HSET", ledger, author.field(Field.AUTHOR), f"{author.attempt} {write}")
 
         written = len(entities) + (header is not None)
@@ -207,8 +211,7 @@ class Publisher:
 
         def calls() -> Iterator[Call]:
             for some in parts(entities):
-                arguments = [argument for _, entity in some for argument in entity]
-                yield "publish_tiles", [key for key, _ in some], [self._ttl, part, *spans, *arguments]
+                yield "publish_tiles", [key for key, _ in some], [self._ttl, part, packed(some), *spans]
 
         self._write(calls, len(entities))
 
@@ -360,6 +363,21 @@ class Publisher:
                 self._retries += 1
                 time.sleep(pause)
         raise AssertionError("unreachable")
+
+
+def packed(entities: Iterable[Entity]) -> bytes:
+    """What is written of some entities, in one word."""
+    return _PACKER.encode([words for _, words in entities])
+
+
+def packed_bytes(data: bytes, width: int) -> list[msgspec.Raw]:
+    """Bytes in words of one width, up to 64 KiB each.
+
+    >>> packed([("key", packed_bytes(b"abcd", 2))]).hex()
+    '9192da00026162da00026364'
+    """
+    head = b"\xda" + width.to_bytes(2, "big")
+    return [msgspec.Raw(head + data[at : at + width]) for at in range(0, len(data), width)]
 
 
 def parts(things: Sequence[Result]) -> Iterator[Sequence[Result]]:

@@ -287,7 +287,7 @@ class Machine(RuleBasedStateMachine):
         expected, items = learned_entities(learner, learner.encode(learner.everything()), author)
         for key, of in entity_fields(expected).items():
             found = self.redis.hgetall(key)
-            [number] = {name[1].rpartition(b".")[2] for entity, name in expected if entity == key}
+            [number] = {str(words[1]).rpartition(".")[2].encode() for entity, words in expected if entity == key}
             assert found.pop(b"version").rpartition(b".")[2] == number and found == of, key
         assert {key.decode() for key in self.entities()} == {key for key, _ in expected}
         header = entity_fields([header_entity(learner, author)])[KEYS.model(0)]

@@ -106,7 +106,9 @@ def test_fields_of_an_item_are_by_shard(publisher: Publisher, redis_connection: 
 
 def test_an_older_version_is_ignored(publisher: Publisher, redis_connection: Any) -> None:
     def put(number: int, value: str) -> None:
-        write(publisher, [("p:user:x", [Field.VERSION, version(EPOCH, 1, number), 1, "bias", value])], {"i": number})
+        write(
+            publisher, [("p:user:x", [Field.VERSION, version(EPOCH, 1, number).decode(), "bias", value])], {"i": number}
+        )
 
     put(5, "five")
     put(4, "four")
@@ -116,10 +118,10 @@ def test_an_older_version_is_ignored(publisher: Publisher, redis_connection: Any
     assert redis_connection.hget("p:user:x", "bias") == b"again"
     put(6, "six")
     assert redis_connection.hmget("p:user:x", "bias", "version") == [b"six", version(EPOCH, 1, 6)]
-    write(publisher, [("p:user:x", [Field.VERSION, version(EPOCH, 2, 0), 1, "bias", "tried again"])])
-    write(publisher, [("p:user:x", [Field.VERSION, version(EPOCH, 1, 9), 1, "bias", "given up"])])
+    write(publisher, [("p:user:x", [Field.VERSION, version(EPOCH, 2, 0).decode(), "bias", "tried again"])])
+    write(publisher, [("p:user:x", [Field.VERSION, version(EPOCH, 1, 9).decode(), "bias", "given up"])])
     assert redis_connection.hget("p:user:x", "bias") == b"tried again"
-    write(publisher, [("p:user:x", [Field.VERSION, version(EPOCH + 1, 1, 0), 1, "bias", "reborn"])])
+    write(publisher, [("p:user:x", [Field.VERSION, version(EPOCH + 1, 1, 0).decode(), "bias", "reborn"])])
     assert redis_connection.hget("p:user:x", "bias") == b"reborn"
 
 
@@ -137,7 +139,7 @@ def test_entities_expire_if_asked_to(redis_url: str, redis_connection: Any) -> N
     publisher.tiles(tile_entities([tile("item", "5m", "new", 0)], publisher.keys, ["view"], 0), {})
     for key in ("p:user:ann", "p:item:tea", "p:item:new"):
         assert 0 < redis_connection.pttl(key) <= 1_000_000
-    write(Publisher(redis_url, "q"), [("q:user:x", [Field.VERSION, b"1", 1, "bias", "0"])])
+    write(Publisher(redis_url, "q"), [("q:user:x", [Field.VERSION, "1", "bias", "0"])])
     assert redis_connection.pttl("q:user:x") == -1
 
 
@@ -184,7 +186,7 @@ def test_old_tiles_are_pruned_by_the_write(publisher: Publisher, redis_connectio
     for start in (0, 300_000, HOUR, 2 * HOUR):
         records = [tile("user", "5m", "ann", start), tile("user", "1h", "ann", start - start % HOUR)]
         publisher.tiles(tile_entities([RECORD.join(records)], publisher.keys, ["view"], 0), keep)
-    write(publisher, [("p:user:ann", [Field.VERSION, b"1", 1, "bias", "0.5"])])
+    write(publisher, [("p:user:ann", [Field.VERSION, "1", "bias", "0.5"])])
     tiles = decode_tiles(redis_connection.hgetall("p:user:ann"))
     assert sorted(tiles["5m"]) == [HOUR, 2 * HOUR]
     assert sorted(tiles["1h"]) == [0, HOUR, 2 * HOUR]
@@ -203,6 +205,19 @@ def test_a_replay_does_not_bring_back_what_was_pruned(publisher: Publisher, redi
         redis_connection.hset("p:user:ann", "seen", "[]")
         assert redis_connection.hgetall("p:user:ann") == {**first, b"seen": b"[]"}
     assert len(first) == len(decode_tiles(first)["5m"]) + 2
+
+
+def test_years_of_windows_of_one_item_close_at_once(publisher: Publisher, redis_connection: Any) -> None:
+    def write(first: int) -> None:
+        records = RECORD.join(tile("item", "5m", "tea", first + n * 300_000) for n in range(10_000))
+        publisher.tiles(tile_entities([records], publisher.keys, ["view"], 0), {"5m": HOUR})
+
+    write(0)
+    write(10_000 * 300_000)
+    newest = (20_000 - 1) * 300_000
+    assert sorted(decode_tiles(redis_connection.hgetall("p:item:tea"))["5m"]) == [
+        *range(newest - HOUR, newest + 1, 300_000)
+    ]
 
 
 def test_a_session_never_goes_backwards(publisher: Publisher, redis_connection: Any) -> None:
@@ -240,7 +255,7 @@ def test_redis_away_is_an_error_after_patience_and_without_the_password() -> Non
         port = closed.getsockname()[1]
     publisher = Publisher(f"redis://app:s3cret@127.0.0.1:{port}/0", "p", patience=0.05)
     with pytest.raises(PublishError, match=rf"app:\*\*\*@127.0.0.1:{port}/0 took no write for 0.05 s") as caught:
-        write(publisher, [("p:user:x", [Field.VERSION, b"1", 1, "bias", "0"])])
+        write(publisher, [("p:user:x", [Field.VERSION, "1", "bias", "0"])])
     assert "s3cret" not in str(caught.value)
 
 
@@ -295,9 +310,9 @@ def test_nothing_is_written_to_a_redis_that_lost_the_last_write(publisher: Publi
     author = Author(publisher.keys, 0, 1, EPOCH)
     publisher.take_over(author)
 
-    def put(number: bytes) -> None:
-        entities: list[Entity] = [("p:user:x", [Field.VERSION, number, 1, "bias", "0"])] * 600  # in two calls
-        header: Entity = ("p:model:0", [Field.VERSION, number, 1, "model", "m"])
+    def put(number: str) -> None:
+        entities: list[Entity] = [("p:user:x", [Field.VERSION, number, "bias", "0"])] * 600  # in two calls
+        header: Entity = ("p:model:0", [Field.VERSION, number, "model", "m"])
         publisher.learned(author, entities, {"i": 1}, reached=b"{}", header=header)
 
     def lost() -> None:
@@ -305,23 +320,23 @@ def test_nothing_is_written_to_a_redis_that_lost_the_last_write(publisher: Publi
         with pytest.raises(Lost, match="does not have what was written last under prefix 'p'"):
             publisher.asked(author)
         with pytest.raises(Lost):
-            put(b"9")
+            put("9")
         assert redis_connection.hget("p:user:x", "version") != b"9"
         assert {*redis_connection.scan_iter()} <= keys | {b"p:fence", b"p:ledger"}
 
-    put(b"1")
-    put(b"2")
+    put("1")
+    put("2")
     copy = {key: redis_connection.dump(key) for key in redis_connection.scan_iter()}
     author.writes -= 1
-    put(b"2")  # it may be sent again
-    put(b"3")
+    put("2")  # it may be sent again
+    put("3")
     redis_connection.flushall()
     lost()
     for key, dumped in copy.items():
         redis_connection.restore(key, 0, dumped, replace=True)
     lost()
     publisher.take_over(author)
-    put(b"4")
+    put("4")
     assert not publisher.asked(author) and redis_connection.hget("p:model:0", "version") == b"4"
 
 
