@@ -12,6 +12,7 @@ import math
 import random
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
@@ -21,7 +22,7 @@ import orjson
 import redis
 
 from serving.connection import connect, without_password
-from serving.schema import Field, Keys, script, version
+from serving.schema import Field, Keys, script, span_ms, version
 from udfs.requests import Request
 from udfs.telemetry import (
     PUBLISH_BOUNDS,
@@ -207,7 +208,9 @@ class Publisher:
 
     def tiles(self, entities: Sequence[Entity], keep: Mapping[str, int], part: int = 0) -> None:
         """Writes closed windows of a part; ``keep`` says for each span how many milliseconds of it stay."""
-        spans = [len(keep), *(value for pair in keep.items() for value in pair)]
+        spans: list[str | int] = [f"{zlib.crc32(orjson.dumps(keep, option=orjson.OPT_SORT_KEYS)):08x}", len(keep)]
+        for span, milliseconds in keep.items():
+            spans += (span, span_ms(span), milliseconds)
 
         def calls() -> Iterator[Call]:
             for some in parts(entities):

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from serving.schema import Field, Keys, decode_tiles, decode_vector, version
+from serving.schema import Field, Keys, decode_tiles, decode_vector, tile_field, version
 from tests.shells import batch_of, publish
 from tests.udfs.cases import rows_of
 from udfs.entities import tile_entities
@@ -205,6 +205,33 @@ def test_a_replay_does_not_bring_back_what_was_pruned(publisher: Publisher, redi
         redis_connection.hset("p:user:ann", "seen", "[]")
         assert redis_connection.hgetall("p:user:ann") == {**first, b"seen": b"[]"}
     assert len(first) == len(decode_tiles(first)["5m"]) + 2
+
+
+@pytest.mark.parametrize("part", [0, 2])
+def test_what_is_pruned_step_by_step_is_what_a_look_at_all_would_find(
+    publisher: Publisher, redis_connection: Any, part: int
+) -> None:
+    keep, starts = {"5m": 2 * HOUR, "1h": 5 * HOUR}, [*range(HOUR, 10 * HOUR, 300_000), 20 * HOUR, 100 * HOUR]
+    written: set[tuple[str, int, int]] = set()
+    for at, start in enumerate(starts):
+        of = part if at > 50 else 0  # the first input has ended
+        tiles = [("5m", start), ("1h", start - start % HOUR)]
+        records = RECORD.join(tile("user", span, "ann", begin) for span, begin in tiles)
+        publisher.tiles(tile_entities([records], publisher.keys, ["view"], of), keep, of)
+        written |= {(span, begin, of) for span, begin in tiles}
+        pruned = int(redis_connection.hget("p:user:ann", "pruned").split()[0])
+        kept = {tile_field(span, begin, of) for span, begin, of in written if begin >= pruned - keep[span]}
+        assert {name.decode() for name in redis_connection.hkeys("p:user:ann") if name.startswith(b"t:")} == kept
+
+
+def test_a_shorter_time_to_keep_holds_for_what_is_there(publisher: Publisher, redis_connection: Any) -> None:
+    def write(start: int, keep: int) -> list[int]:
+        publisher.tiles(tile_entities([tile("user", "5m", "ann", start)], publisher.keys, ["view"], 0), {"5m": keep})
+        return sorted(decode_tiles(redis_connection.hgetall("p:user:ann"))["5m"])
+
+    for start in range(0, 2 * HOUR, 300_000):
+        write(start, 10 * HOUR)
+    assert write(3 * HOUR, HOUR) == [3 * HOUR]
 
 
 def test_years_of_windows_of_one_item_close_at_once(publisher: Publisher, redis_connection: Any) -> None:
