@@ -10,6 +10,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -278,6 +279,7 @@ class LearnFunction(KeyedProcessFunction):
         self._outboxes: dict[str, Outbox] = {}
         _calm_collector()
         self._publisher = self._make_publisher()
+        self._background = ThreadPoolExecutor(1, "publish")
         self._metrics = runtime_context.get_metrics_group()
         self._board = Board(self._metrics)
         self._boards: dict[str, Board] = {}
@@ -285,6 +287,7 @@ class LearnFunction(KeyedProcessFunction):
         self._teller = Teller()
 
     def close(self) -> None:
+        self._background.shutdown()
         self._publisher.close()
 
     def process_element(self, value: bytes, ctx: KeyedProcessFunction.Context) -> Iterator[Any]:
@@ -303,6 +306,9 @@ class LearnFunction(KeyedProcessFunction):
         number = learner.batch_number
         for learned in learner.process(batch):
             encoded = learner.encode(learned)
+            self._publisher.delete(learned.deleted)
+            # Redis takes its time, in which the rows go into the state; what is returned has been acknowledged.
+            writing = self._background.submit(self._outboxes[key].publish, learned, encoded)
             for family, rows in encoded.items():
                 for row_id, blob in zip(rows.row_ids, rows.blobs, strict=True):
                     self._state.rows.put(state_name(family, row_id), blob)
@@ -311,8 +317,7 @@ class LearnFunction(KeyedProcessFunction):
                     self._state.rows.remove(state_name(family, row_id))
             for user_id, tombstone in learned.deleted.items():
                 self._state.tombstones.put(user_id, tombstone.encode())
-            self._publisher.delete(learned.deleted)
-            self._outboxes[key].publish(learned, encoded)
+            writing.result()
             if learned.dead_letters:
                 _log(self._teller, learned.dead_letters)
                 yield DEAD_LETTERS, "\n".join(learned.dead_letters)
