@@ -252,7 +252,9 @@ def _cluster(config: Path | None, assignments: tuple[str, ...]) -> Iterator[tupl
 def cluster_start(**options: Any) -> None:
     """Start one job manager and cluster.task_managers."""
     with _cluster(**options) as (local, settings):
-        _show_cluster(local.start(settings.flink))
+        from flink_jobs.flink import reporters
+
+        _show_cluster(local.start(reporters(settings) | settings.flink, settings.logs))
         click.echo(f"for Flink's own commands: export FLINK_CONF_DIR={local.conf}")
 
 
