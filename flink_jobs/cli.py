@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 import numpy as np
 import orjson
+from click.core import ParameterSource
 from redis.exceptions import RedisError
 
 from flink_jobs.embedded import EmbeddedRedisError, embedded_redis
@@ -24,6 +25,28 @@ from serving.schema import Keys, Tile, span_ms
 
 FAILED, UNUSABLE, UNKNOWN = 1, 2, 3
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+_SEEN: Final = (
+    "--redis holds a password, which all users of this machine can see: put the URL into FRESHET_REDIS or a --config "
+    "file, or the password into a file, --redis 'rediss://USER@HOST?password_file=PATH'"
+)
+
+
+def _holds_password(url: str) -> bool:
+    try:
+        return has_password(url)
+    except ValueError:  # no URL at all, as will be said
+        return False
+
+
+def _warned(context: click.Context, parameter: click.Parameter, url: str) -> str:
+    """The value of a look-up's flag: of a password in it is warned."""
+    is_flag = context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    if is_flag and _holds_password(url):
+        click.echo(f"freshet: warning: {_SEEN}", err=True)
+    return url
+
 
 _RUN_OPTIONS: Final = (
     click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of the settings."),
@@ -45,7 +68,13 @@ _RUN_OPTIONS: Final = (
     click.option("--summary", help="File to write the summary to, as JSON."),
 )
 _LOOKUP_OPTIONS: Final = (
-    click.option("--redis", default="embedded", envvar="FRESHET_REDIS", help="A URL, or embedded (default)."),
+    click.option(
+        "--redis",
+        default="embedded",
+        envvar="FRESHET_REDIS",
+        callback=_warned,
+        help="A URL, or embedded (default).",
+    ),
     click.option("--prefix", default="freshet", show_default=True),
     click.option("--state-dir", default=".freshet", show_default=True, type=click.Path(path_type=Path)),
     click.option("--json", "as_json", is_flag=True, help="One JSON object; null if the id is unknown."),
@@ -78,9 +107,20 @@ def main() -> None:
 # ---------------------------------------------------------------------------------------------------- run
 
 
-def settings_from(options: dict[str, Any]) -> Any:
-    """The settings of a run, from all their origins."""
-    from flink_jobs.settings import Layer, SettingsError, assignment, environment_layer, resolve, toml_layer
+def settings_from(options: dict[str, Any], *, handed_on: bool = False) -> Any:
+    """The settings of a run, from all their origins.
+
+    Of a password in a flag is warned; where flags are ``handed_on`` to another command line, it is refused.
+    """
+    from flink_jobs.settings import (
+        COMMAND_LINE,
+        Layer,
+        SettingsError,
+        assignment,
+        environment_layer,
+        resolve,
+        toml_layer,
+    )
 
     flags: dict[str, Any] = {}
     for text in options.pop("field"):
@@ -90,17 +130,16 @@ def settings_from(options: dict[str, Any]) -> Any:
         flags[f"field.{name}"] = column
     config = options.pop("config")
     assigned = dict(assignment(text) for text in options.pop("assignments"))
-    if has_password(flags_redis := str(options.get("redis") or "")) and flags_redis != "embedded":
-        click.echo(
-            "freshet: warning: --redis holds a password, which all users of this machine can see: put the URL into "
-            "FRESHET_REDIS, or the password into a file, --redis 'rediss://USER@HOST?password_file=PATH'",
-            err=True,
-        )
     names = {"model": "model.name"}
     flags |= {names.get(name, name): value for name, value in options.items() if value is not None}
     layers = [toml_layer(config)] if config is not None else []
     layers += [environment_layer(os.environ), Layer("--set", assigned), Layer("flag", flags)]
-    return resolve(layers)
+    resolved = resolve(layers)
+    if resolved.origins.get("redis") in COMMAND_LINE and _holds_password(resolved.settings.redis):
+        if handed_on:
+            raise SettingsError(f"{_SEEN}; it would be on the command line of flink run, too")
+        click.echo(f"freshet: warning: {_SEEN}", err=True)
+    return resolved
 
 
 @contextlib.contextmanager
@@ -297,7 +336,7 @@ def submit(context: click.Context, /, restore: str | None, prepare: bool, once: 
         from flink_jobs.submitting import submit as submit_command
 
         flags = {str(parameter.name): parameter.opts[-1] for parameter in context.command.params}
-        resolved = settings_from(dict(options))
+        resolved = settings_from(dict(options), handed_on=True)
         words = entry_options(resolved, options, flags)
         console = Console(highlight=False, soft_wrap=True, stderr=True)
         command = prepare_job(resolved, words, console, restore=restore, once=once)
@@ -351,10 +390,11 @@ def health(redis: str, prefix: str, state_dir: Path, as_json: bool, max_age: str
 
         try:
             limits = span_ms(max_age), span_ms(max_checkpoint_age)
+            connection = connect(url)
         except ValueError as error:
             raise SettingsError(str(error)) from error
         folder = StateFolder(state_dir) if state_dir.exists() else None
-        found = examine(connect(url), Keys(prefix), folder, time.time_ns() // 1_000_000, *limits)
+        found = examine(connection, Keys(prefix), folder, time.time_ns() // 1_000_000, *limits)
     if as_json:
         click.echo(orjson.dumps(found).decode())
     else:
