@@ -37,6 +37,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.first_state
 	$(BIN)/python -m benchmarks.republish
 	$(BIN)/python -m benchmarks.sizing
+	$(BIN)/python -m benchmarks.ranking --every 10
 # Minutes: 2, 6, 12, 5, 3 and 31. The last exits with 1 where memory grew, so it comes last.
 	$(BIN)/python -m benchmarks.publish
 	$(BIN)/python -m benchmarks.freshness

@@ -295,6 +295,9 @@ def main() -> None:
     parser.add_argument("--events", type=int, help="so many of each stream")
     parser.add_argument("--every", type=int, default=1, help="evaluate one event in so many")
     given = parser.parse_args()
+    if not given.data.is_dir():
+        progress(f"no real event streams in {given.data}: name their folder with --data")
+        return
     result: dict[str, Any] = {}
     wanted = set(given.only)
     shuffled = {

@@ -1,27 +1,37 @@
-"""What users and items cost in memory: in Redis, in a learner's process, and in Flink's state.
+"""What users and items cost in memory: in Redis, in a learner's process, in Flink's state, and in the JVM's heap.
 
-    python -m benchmarks.sizing
+    python -m benchmarks.sizing [--only redis heap]
 
 Learns streams that differ in one thing at a time (users, items, factors, items seen, windows), writes what was learned
 to an embedded Redis, and takes the difference that one more of it makes. Each stream has a process of its own. Memory
-of Redis is what its allocator has given out (``used_memory``), that of a learner its resident set.
+of Redis is what its allocator has given out (``used_memory``), that of a learner its resident set. For the heap a whole
+job learns them, under ``hashmap``: what is alive after a full collection, when all is learned, and the most that was
+alive on the way there, with a checkpoint a second.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
+import io
 import itertools
 import json
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
+from rich.console import Console
 
 from benchmarks.common import progress, scratch, show, store
 from flink_jobs.embedded import embedded_redis
+from flink_jobs.flink import RunningJob, execute_here
+from flink_jobs.runner import run
+from flink_jobs.settings import Layer, resolve
 from serving.connection import connect
 from udfs.batch import Batch
 from udfs.building import build
@@ -35,6 +45,7 @@ from udfs.tilefeed import paired
 _T0: Final = 1_704_067_200_000
 _SPAN: Final = 300_000
 _BATCH: Final = 20_000
+_ALIVE_SECONDS: Final = 0.5  # between full collections
 _TYPES: Final = ("view", "click", "cart", "purchase", "rating")
 
 
@@ -59,6 +70,12 @@ CASES: Final = {
     "few met": Case(20_000, 1_000, 16, met=20),
     "many met": Case(20_000, 1_000, 16, met=40),
     "tiles": Case(20_000, 1_000, 16, met=20, tiles=24),
+}
+HEAPS: Final = {
+    "heap, few users": Case(50_000, 1_000, 16),
+    "heap, users": Case(450_000, 1_000, 16),
+    "heap, users, 64 factors": Case(450_000, 1_000, 64),
+    "heap, items": Case(450_000, 401_000, 16),
 }
 
 
@@ -88,6 +105,72 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
             _write_tiles(publisher, case.users, _T0 + number * _SPAN)
         redis = connection.info("memory")["used_memory"] - empty
     return {"redis": redis, "resident": resident, "state": state}
+
+
+def measure_heap(case: Case, folder: Path) -> dict[str, float]:
+    """Bytes that are alive in the JVM of a run when all is learned, and the most that were before."""
+    log = folder / "events.jsonl"
+    with log.open("w") as file:
+        for user in range(case.users):
+            event = {"user_id": f"u{user:07}", "item_id": f"i{user % case.items:07}", "event_value": 3.0}
+            file.write(json.dumps({**event, "timestamp": _T0 + user}) + "\n")
+    settings = {
+        "source": f"file:{log}",
+        "state_dir": str(folder / "state"),
+        "tiles.enabled": False,
+        "model.n_factors": case.factors,
+        "checkpoint_interval": "1s",
+    }
+    found: list[float] = []
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_ALIVE_SECONDS):
+            found.append(_alive())
+
+    looking = threading.Thread(target=look, daemon=True)
+    stop = RunningJob.stop
+
+    def stop_after_a_look(job: RunningJob, *words: Any, **named: Any) -> str:
+        """All is learned, and the job still runs."""
+        ended.set()
+        looking.join()
+        time.sleep(5.0)  # a checkpoint that was under way has ended
+        found.append(_alive())
+        return stop(job, *words, **named)
+
+    def execute(env: Any) -> Any:
+        client = execute_here(env)
+        looking.start()
+        return client
+
+    RunningJob.stop = stop_after_a_look  # type: ignore[assignment, method-assign]
+    run(resolve([Layer("benchmark", settings)]), Console(file=io.StringIO()), execute=execute)
+    return {"alive": found[-1], "peak": max(found)}
+
+
+def _alive() -> float:
+    from pyflink.java_gateway import get_gateway
+
+    jvm = get_gateway().jvm
+    jvm.System.gc()
+    runtime = jvm.Runtime.getRuntime()
+    return float(runtime.totalMemory() - runtime.freeMemory())
+
+
+def heap_figures(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """What one more of each costs in bytes of the heap."""
+
+    def one_more(more: str, less: str, count: int) -> dict[str, float]:
+        return {place: (found[more][place] - found[less][place]) / count for place in found[more]}
+
+    of_16 = one_more("heap, users", "heap, few users", 400_000)
+    of_64 = one_more("heap, users, 64 factors", "heap, users", 450_000 * 48)
+    return {
+        "a user of 16 factors, one item seen": of_16,
+        "a factor of a user": of_64,
+        "an item of 16 factors": one_more("heap, items", "heap, users", 400_000),
+    }
 
 
 def _learn(learner: Learner, rows: list[list[Any]]) -> None:
@@ -131,23 +214,38 @@ def figures(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        name = sys.argv[1]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=("redis", "heap"), default=("redis", "heap"), help="parts")
+    parser.add_argument("--case", choices=(*CASES, *HEAPS), help="measure this one only, in this process")
+    given = parser.parse_args()
+    if given.case is not None:
         with scratch() as folder:
             place = Path(folder).resolve()
-            print(json.dumps(measure(CASES[name], place / "redis")))
+            if given.case in CASES:
+                print(json.dumps(measure(CASES[given.case], place / "redis")))
+            else:
+                print(json.dumps(measure_heap(HEAPS[given.case], place)))
         return
-    found = {name: _in_a_process(name) for name in CASES}
-    costs = figures(found)
-    places = ("redis", "resident", "state")
-    rows = [(thing, *(f"{of[place]:.0f}" for place in places)) for thing, of in costs.items()]
-    show("bytes that one more costs", [("", "in Redis", "in a learner", "in rows of the state"), *rows])
-    store("sizing", {"cases": found, "costs": costs})
+    result: dict[str, Any] = {}
+    if "redis" in given.only:
+        found = {name: _in_a_process(name) for name in CASES}
+        result |= {"cases": found, "costs": figures(found)}
+        _show("bytes that one more costs", result["costs"], "in Redis", "in a learner", "in rows of the state")
+    if "heap" in given.only:
+        found = {name: _in_a_process(name) for name in HEAPS}
+        result |= {"heaps": found, "heap costs": heap_figures(found)}
+        _show("bytes of the JVM's heap", result["heap costs"], "at rest", "the most, during checkpoints")
+    store("sizing", result)
+
+
+def _show(title: str, costs: dict[str, dict[str, float]], *places: str) -> None:
+    rows = [(thing, *(f"{cost:.0f}" for cost in of.values())) for thing, of in costs.items()]
+    show(title, [("", *places), *rows])
 
 
 def _in_a_process(name: str) -> dict[str, float]:
     progress(name)
-    command = [sys.executable, "-m", "benchmarks.sizing", name]
+    command = [sys.executable, "-m", "benchmarks.sizing", "--case", name]
     measured: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return measured
 

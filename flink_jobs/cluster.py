@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from flink_jobs import logconf
 from flink_jobs.flink import JVM, cluster_configuration, find_java
-from flink_jobs.settings import ClusterSettings
+from flink_jobs.settings import ClusterSettings, withhold
 
 _HOST: Final = "127.0.0.1"
 _START_SECONDS: Final = 300.0
@@ -82,8 +83,15 @@ class Cluster:
         self.logs = self.folder / "log"
         self._pids = self.folder / "pid"
 
-    def start(self, flink: Mapping[str, str]) -> Status:
-        """Starts it, and returns when all task managers are there; ``flink``: options of Flink that go before ours.
+    def start(self, flink: Mapping[str, str], logs: logconf.Kind = "text") -> Status:
+        """Starts it, and returns when all task managers are there.
+
+        Parameters
+        ----------
+        flink
+            Options of Flink that go before ours.
+        logs
+            The format of its logs.
 
         Raises
         ------
@@ -102,6 +110,7 @@ class Cluster:
                 ) from error
         shutil.rmtree(self._pids, ignore_errors=True)  # of processes that are no more
         self._write_configuration(flink)
+        logconf.configure(self.conf, logs)
         self._script("jobmanager.sh", "start")
         for _ in range(self._settings.task_managers):
             self._script("taskmanager.sh", "start")
@@ -176,8 +185,9 @@ class Cluster:
     def _script(self, name: str, action: str) -> None:
         own = {"FLINK_PID_DIR": str(self._pids), "FLINK_IDENT_STRING": "freshet"}
         values = environment(self.conf, self.logs) | own
-        # The workers' code is the job's, not that of who started the cluster.
+        # The workers' code is the job's, not that of who started the cluster, and so are its secrets.
         values.pop("PYTHONPATH", None)
+        withhold(values)
         self.logs.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(
             [str(flink_home() / "bin" / name), action],

@@ -218,13 +218,16 @@ def job_configuration(settings: Settings, checkpoints: str, windows: int) -> dic
         # Each user has about one event a window: a first phase that merges nothing only costs.
         "table.optimizer.agg-phase-strategy": "ONE_PHASE",
     }
-    if settings.prometheus.port is not None:
-        values |= prometheus_reporter(settings.prometheus.port)
-    return values | settings.flink
+    return values | reporters(settings) | settings.flink
+
+
+def reporters(settings: Settings) -> dict[str, str]:
+    """Flink's options for a reporter that Prometheus reads, where one is asked for: of the process that it reports."""
+    port = settings.prometheus.port
+    return {} if port is None else prometheus_reporter(port)
 
 
 def prometheus_reporter(port: str) -> dict[str, str]:
-    """Flink's options for a reporter that Prometheus reads."""
     return {
         "metrics.reporter.prometheus.factory.class": "org.apache.flink.metrics.prometheus.PrometheusReporterFactory",
         "metrics.reporter.prometheus.port": port,

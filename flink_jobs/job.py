@@ -57,13 +57,13 @@ def build_and_submit(resolved: Any) -> None:
 
 
 def main() -> None:
-    from flink_jobs import cli
+    from flink_jobs.options import job_errors, run_options, settings_from
 
     @click.command()
-    @cli.run_options
+    @run_options
     def job(**options: Any) -> None:
-        with cli.job_errors():
-            build_and_submit(cli.settings_from(options))
+        with job_errors():
+            build_and_submit(settings_from(options))
 
     job.main(prog_name="freshet", args=sys.argv[1:])
 

@@ -42,6 +42,7 @@ from udfs.learner import LearnerConfig
 from udfs.publisher import Publisher, draw_submission
 from udfs.reading import FileFeed, IdleFeed, InputError, input_files, peak_density
 from udfs.requests import Journal
+from udfs.tally import Tally
 from udfs.tilefeed import TileConfig
 
 if TYPE_CHECKING:
@@ -385,7 +386,7 @@ def job_of(
         model=functools.partial(
             build, resolved.model_name, resolved.model_params, resolved.max_weight, settings.learner.engine
         ),
-        publisher=functools.partial(Publisher, url, settings.prefix, submission, ttl, patience),
+        publisher=functools.partial(Publisher, url, settings.prefix, submission, ttl, patience, Tally.of_retries(path)),
         windows=Windows(tiles.spans, tiles.event_types, tiles.session_gap, manifest.gather, windows)
         if tiles.enabled
         else None,

@@ -377,7 +377,7 @@ _FREE: Final = (
     "kafka.properties",
 )  # sections whose keys are not fixed
 _MODEL_DEFAULT: Final = "biased_mf"
-_COMMAND_LINE: Final = ("--set", "flag")
+COMMAND_LINE: Final = ("--set", "flag")
 
 
 @dataclass(frozen=True)
@@ -626,7 +626,7 @@ def _check_together(resolved: Resolved) -> None:
 
 def _check_secrets(resolved: Resolved) -> None:
     for name, origin in resolved.origins.items():
-        if is_secret(name) and origin in _COMMAND_LINE:
+        if is_secret(name) and origin in COMMAND_LINE:
             section = name.partition(".")[0]
             file = {"ids": "ids.key_file", "flink": "--config"}.get(section, "kafka.properties_file")
             raise SettingsError(

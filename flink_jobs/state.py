@@ -15,6 +15,7 @@ import orjson
 
 from flink_jobs.settings import SettingsError
 from udfs.requests import Journal
+from udfs.tally import Tally
 
 LAYOUT: Final = 1
 # What was fixed later than the first manifests were written, and how it was until then.
@@ -190,6 +191,7 @@ class StateFolder:
         self._manifest.unlink(missing_ok=True)
         self._submission.unlink(missing_ok=True)
         Journal(self.journal).forget()
+        Tally.of_retries(self.journal).forget()
 
     def newest_snapshot(self, manifest: Manifest) -> str | None:
         """The savepoint of the last stop, or a completed checkpoint that is newer: the run did not end well.

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +17,9 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from flink_jobs.flink import prometheus_reporter
 from flink_jobs.kafka import CONNECTOR
+from flink_jobs.logconf import SILENCED, configured
 from flink_jobs.settings import environment_layer, resolve, toml_layer
 
 ROOT = Path(__file__).parents[1]
@@ -172,12 +176,84 @@ def test_the_composition_has_all_its_parts_pinned_and_on_loopback() -> None:
             assert known, volume
 
 
+def mounted(service: str) -> dict[str, Path]:
+    """The files of ours that a service of the composition sees, by the place where it does."""
+    volumes = (volume.split(":") for volume in compose()["services"][service]["volumes"])
+    return {of[1]: (DEPLOY / "compose" / of[0]).resolve() for of in volumes if of[0].startswith(".")}
+
+
+def provisioned(kind: str) -> dict[str, Any]:
+    """The only file of Grafana's provisioning of a kind."""
+    folder = f"/etc/grafana/provisioning/{kind}/"
+    [path] = [path for place, path in mounted("grafana").items() if place.startswith(folder)]
+    [found] = documents(path)
+    return found
+
+
+def test_grafana_is_provisioned_with_the_dashboard_and_its_data() -> None:
+    [source] = provisioned("datasources")["datasources"]
+    host, port = re.fullmatch(r"http://(\w+):(\d+)", source["url"]).groups()  # type: ignore[union-attr]
+    assert source["type"] == "prometheus" and f"127.0.0.1:{port}:{port}" in compose()["services"][host]["ports"]
+    [provider] = provisioned("dashboards")["providers"]
+    folder = provider["options"]["path"]
+    shown = [path for place, path in mounted("grafana").items() if str(Path(place).parent) == folder]
+    assert shown == [DEPLOY / "monitoring" / "dashboard.json"] and provider["type"] == "file"
+
+
+def test_prometheus_reads_the_reporters_and_our_rules() -> None:
+    files = mounted("prometheus")
+    [configuration] = documents(files["/etc/prometheus/prometheus.yml"])
+    rules = [files[f"/etc/prometheus/{name}"] for name in configuration["rule_files"]]
+    assert rules == [DEPLOY / "monitoring" / "alerts.yaml"]
+    [scraped] = [of for job in configuration["scrape_configs"] for of in job["dns_sd_configs"]]
+    reporter = prometheus_reporter(str(scraped["port"]))
+    for name in scraped["names"]:
+        flink = yaml.safe_load(compose()["services"][name]["environment"]["FLINK_PROPERTIES"])
+        assert {key: str(flink[key]).lower() for key in reporter} == {k: v.lower() for k, v in reporter.items()}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_prometheus_may_read_the_reporters_of_pods(overlay: Path) -> None:
+    spec = deployment(overlay)["spec"]
+    [port] = [of for of in spec["podTemplate"]["spec"]["containers"][0]["ports"] if of["name"] == "metrics"]
+    assert prometheus_reporter(str(port["containerPort"])).items() <= spec["flinkConfiguration"].items()
+    [policy] = [of["spec"] for of in built(overlay) if of["kind"] == "NetworkPolicy"]
+    assert [{"port": port["containerPort"]}] in [rule.get("ports") for rule in policy["ingress"]]
+
+
 def test_the_compositions_environment_is_settings_of_a_job() -> None:
     environment = compose()["services"]["submit"]["environment"]
     settings = resolve([environment_layer(environment), environment_layer(image_environment())]).settings
     assert settings.kafka.bootstrap_servers == "kafka:9092" and settings.cluster.code == "installed"
     flink = yaml.safe_load(environment["FLINK_PROPERTIES"])
     assert all(not isinstance(value, dict) for value in flink.values())
+
+
+def shipped_conf() -> Path:
+    """The folder of Flink's configuration that apache-flink brings."""
+    import pyflink
+
+    return Path(str(pyflink.__file__)).parent / "conf"
+
+
+def properties(text: str) -> dict[str, str]:
+    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    return {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in lines)}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_pods_log_as_the_image_does_and_not_as_the_operator(overlay: Path) -> None:
+    [(name, text)] = deployment(overlay)["spec"]["logConfiguration"].items()
+    assert properties(text) == properties(configured((shipped_conf() / name).read_text()))
+
+
+def test_no_log_has_the_environment_of_the_workers() -> None:
+    silenced = properties("\n".join(SILENCED))
+    of_runs = [path.read_text() for path in (ROOT / "flink_jobs").glob("log4j-*.properties")]
+    of_clusters = [configured(path.read_text(), "json") for path in shipped_conf().glob("log4j*.properties")]
+    assert len(of_runs) == 2 and len(of_clusters) >= 3
+    assert all(silenced.items() <= properties(text).items() for text in (*of_runs, *of_clusters))
+    assert of_clusters == [configured(text, "json") for text in of_clusters]
 
 
 def dockerfile() -> str:
@@ -205,12 +281,13 @@ def test_the_image_is_pinned_and_not_root() -> None:
 def test_the_entrypoint_writes_flinks_configuration(tmp_path: Path) -> None:
     conf = tmp_path / "conf"
     conf.mkdir()
-    import pyflink
-
-    shutil.copy(Path(str(pyflink.__file__)).parent / "conf" / "config.yaml", conf)
+    for name in ("config.yaml", "log4j-console.properties"):
+        shutil.copy(shipped_conf() / name, conf)
     environment = {
-        "PATH": os.environ["PATH"],
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
         "FLINK_CONF_DIR": str(conf),
+        "FRESHET_LOGS": "json",
         "FLINK_PROPERTIES": compose()["services"]["submit"]["environment"]["FLINK_PROPERTIES"],
     }
     for _ in range(2):  # a container may start again
@@ -219,6 +296,22 @@ def test_the_entrypoint_writes_flinks_configuration(tmp_path: Path) -> None:
         assert answer.stdout == "done\n"
         values = yaml.safe_load((conf / "config.yaml").read_text())
         assert values["jobmanager.rpc.address"] == "jobmanager" and "--add-opens" in values["env.java.opts.all"]
+        of_logs = properties((conf / "log4j-console.properties").read_text())
+        assert of_logs["appender.console.layout.type"] == "JsonTemplateLayout"
+
+
+def test_the_image_has_no_more_packages_than_the_job_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    job = [*project["dependencies"], *project["optional-dependencies"]["job"]]
+    needed = {re.match(r"[\w.-]+", line)[0].lower().replace(".", "-") for line in job}  # type: ignore[index]
+    locked = re.split(r"^(?=\w)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)[1:]
+    wanted_by = {of.partition("==")[0]: set(re.findall(r"^    # +(?:via )?(\S+)$", of, re.MULTILINE)) for of in locked}
+    while more := {name for name, others in wanted_by.items() if others & needed} - needed:
+        needed |= more
+    script = (DEPLOY / "docker" / "strip.sh").read_text().replace("\\\n", " ")
+    stripped = re.search(r"uninstall --quiet --yes (.+)$", script, re.MULTILINE)
+    assert stripped is not None and needed <= wanted_by.keys()
+    assert set(stripped.group(1).split()) == wanted_by.keys() - needed
 
 
 def test_stripped_flink_is_where_both_its_scripts_and_the_package_look_for_it(tmp_path: Path) -> None:
@@ -230,7 +323,11 @@ def test_stripped_flink_is_where_both_its_scripts_and_the_package_look_for_it(tm
         (pyflink / "bin" / name).touch()
     (environment / "bin").mkdir()
     (environment / "bin" / "pip").symlink_to(shutil.which("true") or "")
-    subprocess.run(["sh", str(DEPLOY / "docker" / "strip.sh"), str(environment), str(flink)], check=True)
+    (environment / "bin" / "python").symlink_to(sys.executable)
+    shutil.copy(shipped_conf() / "log4j-console.properties", pyflink / "conf")
+    strip = ["sh", str(DEPLOY / "docker" / "strip.sh"), str(environment), str(flink)]
+    subprocess.run(strip, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}, check=True)
+    assert SILENCED[1] in (flink / "conf" / "log4j-console.properties").read_text()
     assert (flink / "bin" / "flink").stat().st_mode & 0o111
     # Workers are started by this one, from the package.
     assert (pyflink / "bin" / "pyflink-udf-runner.sh").resolve() == flink / "bin" / "pyflink-udf-runner.sh"

@@ -33,6 +33,7 @@ from udfs.reading import Feed
 from udfs.requests import Inbox, Journal
 from udfs.resharding import Exchange, ShardState
 from udfs.tail import from_state_name, state_name
+from udfs.tally import Tally
 from udfs.telemetry import (
     BATCH_BOUNDS,
     BATCH_EVENTS_BUCKET,
@@ -44,6 +45,7 @@ from udfs.telemetry import (
     of_buckets,
     of_intake,
     of_learner,
+    of_retries,
 )
 from udfs.tilefeed import TileFeed
 from udfs.topics import TopicReader
@@ -101,12 +103,15 @@ class ReadFunction(KeyedProcessFunction):
         self._taken = runtime_context.get_state(ValueStateDescriptor(State.TAKEN, Types.LONG()))
         self._feed: Feed | None = None
         self._beat_at = 0
+        self._board = Board(runtime_context.get_metrics_group())
 
     def process_element(self, value: Any, ctx: KeyedProcessFunction.Context) -> Iterator[Row]:
         if self._feed is None:
             self._feed = self._open_feed()
             self._feed.seek(self._position.value())
-            self._inbox = Inbox(self._open_journal(), ctx.get_current_key(), self._taken.value() or 0)
+            journal = self._open_journal()
+            self._inbox = Inbox(journal, ctx.get_current_key(), self._taken.value() or 0)
+            self._retries = Tally.of_retries(journal.path)
             self._again(ctx)
             if ahead := tuple(self._inbox.ahead()):
                 # Before learners see to it that Redis has all they know, which they do at the first beat.
@@ -115,6 +120,7 @@ class ReadFunction(KeyedProcessFunction):
         if now - self._beat_at >= _BEAT_MS:
             self._beat_at = now
             yield Row(ctx.get_current_key(), _BEAT)
+        self._board.show(of_retries(self._retries))
 
     def on_timer(self, timestamp: int, ctx: KeyedProcessFunction.OnTimerContext) -> Iterator[Row]:
         feed = self._feed
@@ -151,12 +157,15 @@ class ReadTopicFunction(KeyedProcessFunction):
         self._taken = runtime_context.get_state(ValueStateDescriptor(State.TAKEN, Types.LONG()))
         self._reader: TopicReader | None = None
         self._beat_at = 0
+        self._board = Board(runtime_context.get_metrics_group())
 
     def process_element(self, value: str, ctx: KeyedProcessFunction.Context) -> Iterator[Row]:
         key = ctx.get_current_key()
         if self._reader is None:
-            inbox = Inbox(self._open_journal(), key, self._taken.value() or 0)
+            journal = self._open_journal()
+            inbox = Inbox(journal, key, self._taken.value() or 0)
             self._reader = TopicReader(inbox, self._position.value())
+            self._retries = Tally.of_retries(journal.path)
             if (ahead := self._reader.ahead()) is not None:
                 # Before learners see to it that Redis has all they know, which they do at the first beat.
                 yield Row(key, ahead.encode())
@@ -172,6 +181,7 @@ class ReadTopicFunction(KeyedProcessFunction):
         if now - self._beat_at >= _BEAT_MS:
             self._beat_at = now
             yield Row(key, _BEAT)
+            self._board.show(of_retries(self._retries))
 
 
 class IntakeFunction(KeyedProcessFunction):

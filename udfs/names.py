@@ -18,6 +18,12 @@ class Uid:
     WINDOWS: Final = "windows-2"
 
 
+class File:
+    """Files that workers write to the state folder, beside the journal."""
+
+    RETRIES: Final = "redis-retries"
+
+
 class State:
     """Names of keyed state."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import math
 import random
 import re
@@ -24,13 +25,14 @@ import redis
 from serving.connection import connect, without_password
 from serving.schema import Field, Keys, script, span_ms, version
 from udfs.requests import Request
+from udfs.tally import Tally
 from udfs.telemetry import (
     PUBLISH_BOUNDS,
     PUBLISH_BUCKET,
     PUBLISH_COUNT,
     PUBLISH_SUM,
     PUBLISHED,
-    RETRIES,
+    REPLAYED,
     Buckets,
     Readings,
     of_buckets,
@@ -58,6 +60,8 @@ _TRANSIENT: Final = (
 # Words of a server that will take writes again: full, a replica until a failover is done, loading, or in a script.
 # They come as they are, or in the middle of a script's error.
 _NOT_NOW: Final = re.compile(r"(?:^|\W)(?:OOM|READONLY|LOADING|MASTERDOWN|BUSY|NOREPLICAS|MISCONF|TRYAGAIN)(?:\W|$)")
+
+_LOG: Final = logging.getLogger("freshet")
 
 Result = TypeVar("Result")
 Word = str | int | msgspec.Raw
@@ -143,18 +147,29 @@ class Publisher:
         Milliseconds that an entity lives after its last write; 0 for ever.
     patience
         Seconds to try again while Redis is away.
+    retries
+        Counts the tries that Redis did not take, while they happen.
     """
 
-    def __init__(self, url: str, prefix: str, submission: int = 0, ttl: int = 0, patience: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        submission: int = 0,
+        ttl: int = 0,
+        patience: float = 30.0,
+        retries: Tally | None = None,
+    ) -> None:
         self.keys = Keys(prefix)
         self._url = without_password(url)
         self._redis: Any = connect(url)
         self._submission = submission
         self._ttl = ttl
         self._patience = patience
+        self._retries = retries
         self._alive_at: dict[int | str, float] = {}
         self._delays = Buckets(PUBLISH_BOUNDS)  # of writes of entities, in ms
-        self._written = self._retries = 0
+        self._written = self._replayed = 0
         self._scripts = {name: "".join(map(script, parts)) for name, parts in _SCRIPTS.items()}
         self._rare = {name: "".join(map(script, parts)) for name, parts in _RARE.items()}
         self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}
@@ -164,9 +179,9 @@ class Publisher:
 
     @property
     def readings(self) -> Readings:
-        """What was written since this was made, how long that took, and how often it was tried again."""
+        """What was written since this was made, how long that took, and what is learned again."""
         delays = of_buckets(self._delays, PUBLISH_BUCKET, PUBLISH_SUM, PUBLISH_COUNT)
-        return {**delays, (PUBLISHED, ()): self._written, (RETRIES, ()): self._retries}
+        return {**delays, (PUBLISHED, ()): self._written, (REPLAYED, ()): self._replayed}
 
     def learned(
         self,
@@ -317,6 +332,7 @@ class Publisher:
         """Counts events that are learned again."""
         words = ["HINCRBY", author.keys.ledger, author.field(Field.REPLAYED), events]
         self._patiently(lambda: self._run([("note", [], words)]))
+        self._replayed += events
 
     def asked(self, author: Author) -> bool:
         """Whether someone asks for all of a shard to be written.
@@ -363,7 +379,10 @@ class Publisher:
                     raise PublishError(
                         f"Redis at {self._url} took no write for {self._patience:g} s: {error}"
                     ) from error
-                self._retries += 1
+                if attempt == 0:
+                    _LOG.warning("Redis at %s takes no write, trying again: %s", self._url, error)
+                if self._retries is not None:
+                    self._retries.add()
                 time.sleep(pause)
         raise AssertionError("unreachable")
 

@@ -6,7 +6,8 @@ Flink 2.3 are counters and gauges of whole numbers; so what is not whole is scal
 buckets, as Prometheus has them.
 
 Counters begin at 0 with each process, and what a restarted job learns again counts again, as Prometheus expects of
-counters; the exact ledger is in Redis, and in the summary.
+counters; the exact ledger is in Redis, and in the summary. But for retries: who waits for Redis reports nothing, so
+they are counted in a file, and reported by who reads the log.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from udfs.metrics import values
 if TYPE_CHECKING:
     from udfs.intake import Intake
     from udfs.learner import Learner
+    from udfs.tally import Tally
 
 GROUP: Final = "freshet"
 SCALE: Final = 1_000_000  # of metrics that are fractions
@@ -97,7 +99,18 @@ BATCH_EVENTS_COUNT: Final = Metric("batch_events_count", "counter", "batches", "
 PUBLISHED: Final = Metric(
     "published", "counter", "entities", "Users, items and headers whose writes Redis acknowledged."
 )
-RETRIES: Final = Metric("redis_retries", "counter", "tries", "Tries that Redis did not take, and that were made again.")
+REPLAYED: Final = Metric(
+    "replayed",
+    "counter",
+    "events",
+    "Events that are learned again after a restart. Until Redis is passed, what they teach is not written.",
+)
+RETRIES: Final = Metric(
+    "redis_retries",
+    "counter",
+    "tries",
+    "Tries that Redis did not take, and that were made again, by any operator over the life of the state.",
+)
 PUBLISH_BUCKET: Final = Metric(
     "publish_ms_bucket", "counter", "writes", "Writes that Redis acknowledged within `le` milliseconds.", ("le",)
 )
@@ -122,6 +135,7 @@ METRICS: Final = (
     BATCH_EVENTS_SUM,
     BATCH_EVENTS_COUNT,
     PUBLISHED,
+    REPLAYED,
     RETRIES,
     PUBLISH_BUCKET,
     PUBLISH_SUM,
@@ -185,6 +199,11 @@ def of_buckets(buckets: Buckets, bucket: Metric, total: Metric, count: Metric) -
     """Readings of a distribution, under the names of its three metrics."""
     readings: dict[Series, int] = {(bucket, (le,)): n for le, n in buckets.cumulative.items()}
     return readings | {(total, ()): buckets.sum, (count, ()): buckets.count}
+
+
+def of_retries(tally: Tally) -> Readings:
+    """How often Redis took no write, over the life of the state."""
+    return {(RETRIES, ()): tally.count}
 
 
 def of_intake(intake: Intake) -> Readings:

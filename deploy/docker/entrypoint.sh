@@ -1,5 +1,6 @@
 #!/bin/sh
-# jobmanager, taskmanager, or any command. FLINK_PROPERTIES: lines that are added to Flink's configuration.
+# jobmanager, taskmanager, or any command. FLINK_PROPERTIES: lines that are added to Flink's configuration. FRESHET_LOGS:
+# text or json, the format of Flink's logs.
 set -eu
 if [ -n "${FLINK_PROPERTIES:-}" ]; then
   # The shipped file is nested, and these lines are flat: the later of two names would be an error. So only they count,
@@ -9,6 +10,9 @@ if [ -n "${FLINK_PROPERTIES:-}" ]; then
     options=$(sed -n 's/^env.java.opts.all: *//p' "$FLINK_CONF_DIR/config.yaml")
   fi
   printf 'env.java.opts.all: %s\n%s\n' "$options" "$FLINK_PROPERTIES" > "$FLINK_CONF_DIR/config.yaml"
+fi
+if [ -n "${FRESHET_LOGS:-}" ]; then
+  python -m flink_jobs.logconf "$FLINK_CONF_DIR" "$FRESHET_LOGS"
 fi
 case "${1:-}" in
   jobmanager | taskmanager)

@@ -13,9 +13,12 @@ for folder in bin conf lib opt plugins log; do
   # Workers are started by a script that is looked for in the package.
   ln -s "$flink/$folder" "$pyflink/$folder"
 done
+# Logs go without the environment of the workers.
+"$environment"/bin/python -m flink_jobs.logconf "$flink/conf"
 chmod +x "$flink"/bin/*.sh "$flink"/bin/flink
 rm -rf "$pyflink/examples"
 "$environment"/bin/pip uninstall --quiet --yes \
-  hypothesis kubernetes-validate mypy mypy_extensions psutil pytest pytest-timeout iniconfig pluggy ruff
+  ast-serialize hypothesis importlib-resources iniconfig kubernetes-validate librt mypy mypy-extensions pathspec \
+  pluggy pytest pytest-timeout ruff
 find "$environment" -type d \( -name tests -o -name test \) -path '*/site-packages/*' -prune \
   \( -path '*/numpy/*' -o -path '*/pandas/*' -o -path '*/scipy/*' -o -path '*/apache_beam/*' \) -exec rm -rf {} +

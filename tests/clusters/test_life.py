@@ -6,6 +6,7 @@ is one that came along in an archive and has no freshet in it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from flink_jobs.cluster import flink_home
@@ -33,6 +35,8 @@ from udfs.generator import BLOCK, Generator, GeneratorConfig
 ROOT = Path(__file__).parents[2]
 EVENTS, SHARDS, FACTORS = 20_000, 2, 4
 SLOW = 25  # events a second, of the first job: it must not come to its end
+# What the environment of a cluster, and of a submission, may hold: a secret of ours, and one of others.
+CANARIES = {"FRESHET_KAFKA__PROPERTIES__SASL__JAAS__CONFIG": "kafka-canary-0d5c", "AWS_SECRET_KEY": "aws-canary-e47a"}
 SECONDS = 480.0  # for what takes some seconds on a machine that has nothing else to do
 
 pytestmark = pytest.mark.timeout(1_500)
@@ -54,11 +58,17 @@ class Shell:
         self._common = common
 
     def freshet(self, *words: str, code: int = 0) -> str:
-        """The command of this checkout."""
+        """The command of this checkout, which has secrets in its environment."""
         command = [sys.executable, "-c", "from flink_jobs.cli import main; main()", *words, *self._common]
         done = subprocess.run(
-            command, cwd=self.folder, env=outside(path=str(ROOT)), capture_output=True, text=True, check=False
+            command,
+            cwd=self.folder,
+            env=outside(path=str(ROOT)) | CANARIES,
+            capture_output=True,
+            text=True,
+            check=False,
         )
+        assert not shown(done.stdout + done.stderr)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout if code == 0 else done.stderr
 
@@ -74,6 +84,10 @@ class Shell:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+
+def shown(text: str) -> list[str]:
+    return [canary for canary in CANARIES.values() if canary in text]
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +117,12 @@ def conf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cluster")
     common = ["--set", f"cluster.folder={folder / 'flink'}", "--set", f"cluster.port={free_port()}"]
     shell = Shell(folder / "started-here", common)
+    first = free_port()
+    ports = f"{first}-{min(first + 20, 65_535)}"  # the next one may be taken
     try:
-        assert "1 task managers, 2 of 2 slots free" in shell.freshet("cluster", "start", "--set", "cluster.slots=2")
+        assert "1 task managers, 2 of 2 slots free" in shell.freshet(
+            "cluster", "start", "--set", "cluster.slots=2", "--set", "logs=json", "--set", f"prometheus.port={ports}"
+        )
         yield folder / "flink" / "conf"
     finally:
         assert "stopped" in shell.freshet("cluster", "stop")
@@ -133,6 +151,11 @@ def test_a_job_is_stopped_resumed_rescaled_and_cancelled_and_has_learned_what_an
     first = number_of(submitted)
     until(lambda: learned(connection) > 0, conf)
     assert "already (RUNNING): stop it first" in shell.freshet("submit", code=2)
+    assert retries(conf) == 0
+    assert beyond_loopback(conf, "standalonesession") <= set(reporters(conf))
+    connection.config_set("maxmemory", 1)
+    until(lambda: (retries(conf) or 0) > 0, conf)  # told while Redis takes nothing
+    connection.config_set("maxmemory", 0)
     saved = savepoint_of(shell.flink(conf, "savepoint", first, folder.savepoints.as_uri()))
     stopped = savepoint_of(shell.flink(conf, "stop", "--savepointPath", folder.savepoints.as_uri(), first))
     assert {saved.parent, stopped.parent} == {folder.savepoints} and (saved / "_metadata").exists()
@@ -146,6 +169,13 @@ def test_a_job_is_stopped_resumed_rescaled_and_cancelled_and_has_learned_what_an
     assert set(parallelism(conf, second)) >= {"learn 2"}
     shell.flink(conf, "cancel", second)
     until(lambda: state_of(conf, second) == "CANCELED", conf)
+    pages = ["/jobmanager/config", "/jobmanager/environment", f"/jobs/{second}/config", f"/jobs/{second}/exceptions"]
+    assert not [page for page in pages if shown(json.dumps(ask(conf, page)))]
+    logs = {path: path.read_text() for of in (conf.parent / "log", folder.logs) for path in of.iterdir()}
+    told = "".join(text for path, text in logs.items() if path.suffix == ".log" and path.parent != folder.logs)
+    entries = [json.loads(line) for line in told.splitlines()]
+    assert sum("to CANCELED" in entry["message"] for entry in entries) > 1, "not all of it is in the logs"
+    assert not [path for path, text in logs.items() if shown(text)]
 
     counts = json.loads(connection.hget("freshet:ledger", "counts"))
     assert [counts[name] for name in ("read", "late", "duplicate")] == [EVENTS, expected().late, expected().duplicate]
@@ -188,6 +218,36 @@ def ask(conf: Path, path: str) -> Any:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://127.0.0.1:{port.group(1)}{path}", timeout=60) as answer:
         return json.loads(answer.read())
+
+
+def beyond_loopback(conf: Path, process: str) -> set[int]:
+    """The ports at which a process of the cluster listens for other machines."""
+    [numbers] = (conf.parent / "pid").glob(f"*{process}.pid")
+    return {
+        connection.laddr.port
+        for connection in psutil.Process(int(numbers.read_text())).net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+        and not connection.laddr.ip.removeprefix("::ffff:").startswith(("127.", "::1"))
+    }
+
+
+def reporters(conf: Path) -> range:
+    """The ports at which they may be."""
+    configuration = (conf / "config.yaml").read_text()
+    ports = re.search(r'^metrics.reporter.prometheus.port: "(\d+)-(\d+)"', configuration, re.MULTILINE)
+    assert ports is not None
+    return range(int(ports.group(1)), int(ports.group(2)) + 1)
+
+
+def retries(conf: Path) -> float | None:
+    """What the reporters of a cluster tell of them; None where they tell nothing."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    told = ""
+    for port in reporters(conf):
+        with contextlib.suppress(OSError), opener.open(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+            told += answer.read().decode()
+    found = re.findall(r"^flink_taskmanager_\w*_freshet_redis_retries\{.*\} (\S+)$", told, re.MULTILINE)
+    return sum(map(float, found)) if found else None
 
 
 def state_of(conf: Path, number: str) -> str:

@@ -148,7 +148,8 @@ def test_metrics_tell_what_was_published(operated: Operated) -> None:
     )  # windows that were open come later
     writes = operated.total("publish_ms_count", operator_name="learn")
     assert writes == operated.total("publish_ms_bucket", operator_name="learn", le="+Inf") > 0
-    assert operated.total("redis_retries") == 0
+    assert operated.total("redis_retries") == operated.total("replayed") == 0
+    assert operated.total("redis_retries", operator_name="read generator") == 0
     for operator in ("intake", "learn", "publish tiles"):
         assert operated.total("elements", operator_name=operator) > 0
 

@@ -219,11 +219,21 @@ def test_a_user_is_looked_up_and_deleted_by_the_key_of_the_state(
     assert requested(folder) == [known] and not redis_connection.exists(f"freshet:user:{known}")
 
 
-def test_a_password_on_the_command_line_is_warned_of(invoke: Invoke) -> None:
-    result = invoke("check", "--redis", "redis://:s3cret@db")
-    assert result.exit_code == 0 and "warning: --redis holds a password" in result.stderr
-    assert "s3cret" not in result.output
-    assert "warning" not in invoke("check", FRESHET_REDIS="redis://:s3cret@db").stderr
+@pytest.mark.parametrize("words", [("check",), ("user", "ann"), ("health",)])
+def test_a_password_on_the_command_line_is_warned_of(words: tuple[str, ...], invoke: Invoke) -> None:
+    result = invoke(*words, "--redis", "redis://:s3cret@127.0.0.1:1")
+    assert result.exit_code == (0 if words == ("check",) else 1)
+    assert "warning: --redis holds a password" in result.stderr and "s3cret" not in result.output
+    for url in ("redis://:s3cret@127.0.0.1:1", "redis://app@127.0.0.1:1?password_file=/dev/null"):
+        assert "warning" not in invoke(*words, FRESHET_REDIS=url).stderr
+    assert "s3cret" not in invoke(*words, "--redis", "redis://:s3cret@[db").output  # no URL
+
+
+def test_a_submission_is_refused_with_a_password_on_the_command_line(invoke: Invoke, tmp_path: Path) -> None:
+    for words in (("--redis", "redis://:s3cret@db"), ("--set", "redis=redis://db?password=s3cret")):
+        result = invoke("submit", *words, "--state-dir", str(tmp_path / "state"))
+        assert result.exit_code == 2 and "on the command line of flink run, too" in result.stderr
+        assert "s3cret" not in result.output and not (tmp_path / "state").exists()
 
 
 def test_metrics_are_at_a_port(invoke: Invoke) -> None:

@@ -163,8 +163,8 @@ def test_the_command_has_absolute_paths_and_no_password(
             "--source",
             "file:events.jsonl",
         ]
-        words += ["--redis", server.url.replace("//", "//:canary-81@"), "--fresh", "--parallelism", "2"]
-        answer = CliRunner().invoke(cli, [*words, "--set", "cluster.archives=env.zip#env,more.zip"])
+        words += ["--fresh", "--parallelism", "2", "--set", "cluster.archives=env.zip#env,more.zip"]
+        answer = CliRunner().invoke(cli, words, env={"FRESHET_REDIS": server.url.replace("//", "//:canary-81@")})
         assert answer.exit_code == 0, answer.output
     finally:
         connect(server.url.replace("//", "//:canary-81@")).config_set("requirepass", "")

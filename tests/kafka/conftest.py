@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,20 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from flink_jobs.flink import prepare_process
 from flink_jobs.kafka import CONNECTOR
+from tests.flink.conftest import flink_process
 from tests.kafka.broker import Broker, KafkaClient
+
+__all__ = ["flink_process"]
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy" / "kafka"
 CONNECTOR_JAR = DEPLOY / "jars" / CONNECTOR
-
-
-@pytest.fixture(scope="session", autouse=True)
-def flink_process(tmp_path_factory: pytest.TempPathFactory) -> None:
-    prepare_process(tmp_path_factory.mktemp("flink-log"))
-    # The workers import the harness.
-    os.environ["PYTHONPATH"] = str(ROOT)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from serving.connection import connect
 from tests.shells import batch_of, publish
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Publisher
+from udfs.tally import Tally
 from udfs.telemetry import (
     EVENT_LAG,
     LEARNED,
@@ -22,6 +24,7 @@ from udfs.telemetry import (
     PUBLISHED,
     READ,
     REJECTED,
+    REPLAYED,
     RETRIES,
     ROWS,
     SCORE,
@@ -29,6 +32,7 @@ from udfs.telemetry import (
     Buckets,
     Changes,
     of_learner,
+    of_retries,
 )
 
 
@@ -87,16 +91,26 @@ def test_a_publisher_counts_what_redis_has_acknowledged(redis_url: str, redis_co
     assert readings[PUBLISHED, ()] == 4  # two users, an item, and the header
     assert readings[PUBLISHED, ()] == int(redis_connection.hget("t:ledger", "writes"))
     assert readings[PUBLISH_COUNT, ()] == readings[PUBLISH_BUCKET, ("+Inf",)] == 1
-    assert readings[RETRIES, ()] == 0
+    assert readings[REPLAYED, ()] == 0
 
 
-def test_a_try_that_redis_does_not_take_is_counted(tmp_path: Path) -> None:
+def test_a_try_that_redis_does_not_take_is_counted_while_it_waits(tmp_path: Path) -> None:
     with embedded_redis(tmp_path) as url:
-        publisher, admin = Publisher(url, "t"), connect(url)
+        admin = connect(url)
+        waiting, reporting = (Tally.of_retries(tmp_path / "requests.jsonl") for _ in range(2))
+        publisher = Publisher(url, "t", patience=60.0, retries=waiting)
         admin.config_set("maxmemory", 1)
-        timer = threading.Timer(0.5, lambda: admin.config_set("maxmemory", 0))
-        timer.start()
+
+        def mend() -> None:
+            """Not before the retries are told of."""
+            while of_retries(reporting)[RETRIES, ()] < 2:
+                time.sleep(0.01)
+            admin.config_set("maxmemory", 0)
+
+        mending = threading.Thread(target=mend, daemon=True)
+        mending.start()
         publish(publisher, learned((1, "ann", "tea", 4.0)))
-        timer.join()
-        assert publisher.readings[RETRIES, ()] > 0
+        mending.join()
         assert publisher.readings[PUBLISHED, ()] == 3
+        reporting.forget()
+        assert waiting.count == 0
