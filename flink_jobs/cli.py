@@ -29,7 +29,7 @@ _RUN_OPTIONS: Final = (
     click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of the settings."),
     click.option("--source", help="generator (default), file:PATH (a file or a folder) or kafka:TOPIC."),
     click.option("--format", help="jsonl or csv; by default the file's ending tells."),
-    click.option("--items", help="Catalogue: a file of items with item_id, title and any fields."),
+    click.option("--items", help="Catalogue: a file of items with item_id, title and any fields, or kafka:TOPIC."),
     click.option("--field", multiple=True, metavar="NAME=COLUMN", help="Our field name and yours; repeatable."),
     click.option("--timestamp-unit", help="auto (default), ms, s or iso."),
     click.option("--time", help="event or processing; event by default for input that ends."),
@@ -250,7 +250,7 @@ def _cluster(config: Path | None, assignments: tuple[str, ...]) -> Iterator[tupl
 @cluster.command("start")
 @_with(_CLUSTER_OPTIONS)
 def cluster_start(**options: Any) -> None:
-    """Start one job manager and cluster.task_managers."""
+    """Start one job manager and cluster.task_managers; or, where it runs, task managers in place of those lost."""
     with _cluster(**options) as (local, settings):
         _show_cluster(local.start(settings.flink))
         click.echo(f"for Flink's own commands: export FLINK_CONF_DIR={local.conf}")
