@@ -1,4 +1,4 @@
-"""The catalogue: what is known of items besides events, kept in Redis with the item."""
+"""A catalogue in a file: what is known of items besides events, kept in Redis with the item."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Final
 import orjson
 
 from serving.schema import Field, Keys
+from udfs.catalogue import stored_entry
 from udfs.reading import InputError, format_of, open_lines
 
 _BATCH: Final = 2_000
@@ -28,12 +29,12 @@ def load_catalogue(path: Path, connection: Any, keys: Keys) -> tuple[int, int]:
     written = skipped = 0
     pipe = connection.pipeline(transaction=False)
     for entry in _entries(path):
-        item_id = entry.get("item_id") if entry else None
-        if entry is None or isinstance(item_id, bool) or not isinstance(item_id, str | int) or item_id == "":
+        stored = stored_entry(entry)
+        if stored is None:
             skipped += 1
             continue
-        entry["item_id"] = str(item_id)
-        pipe.hset(keys.item(str(item_id)), Field.CATALOGUE, orjson.dumps(entry))
+        item_id, value = stored
+        pipe.hset(keys.item(item_id), Field.CATALOGUE, value)
         written += 1
         if written % _BATCH == 0:
             pipe.execute()

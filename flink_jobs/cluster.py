@@ -84,7 +84,7 @@ class Cluster:
         self._pids = self.folder / "pid"
 
     def start(self, flink: Mapping[str, str], logs: logconf.Kind = "text") -> Status:
-        """Starts it, and returns when all task managers are there.
+        """Starts it, or in one that runs the task managers that it lacks, and returns when all are there.
 
         Parameters
         ----------
@@ -96,10 +96,13 @@ class Cluster:
         Raises
         ------
         ClusterError
-            If it runs already, its port is taken, or it does not start.
+            If it runs already and lacks none, its port is taken, or it does not start.
         """
-        if any(self._pids.glob("*.pid")) and self._alive():
-            raise ClusterError(f"the cluster of {self.folder} runs already: freshet cluster stop ends it")
+        lacking = self._settings.task_managers - len(self._living("taskexecutor"))
+        if self._living("standalonesession"):
+            if lacking <= 0:
+                raise ClusterError(f"the cluster of {self.folder} runs already: freshet cluster stop ends it")
+            return self._with_task_managers(lacking)
         with socket.socket() as probe:
             try:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -108,33 +111,38 @@ class Cluster:
                 raise ClusterError(
                     f"port {self._settings.port} is taken: give another, --set cluster.port=..."
                 ) from error
+        self.stop()  # task managers whose job manager is no more
         shutil.rmtree(self._pids, ignore_errors=True)  # of processes that are no more
         self._write_configuration(flink)
         logconf.configure(self.conf, logs)
         self._script("jobmanager.sh", "start")
-        for _ in range(self._settings.task_managers):
+        try:
+            return self._with_task_managers(self._settings.task_managers)
+        except ClusterError:
+            self.stop()
+            raise
+
+    def _with_task_managers(self, lacking: int) -> Status:
+        """Starts so many, and waits for them."""
+        for _ in range(lacking):
             self._script("taskmanager.sh", "start")
         deadline = time.monotonic() + _START_SECONDS
         while True:
             status = self._status_or_none()
-            if status is not None and status.slots == self._settings.task_managers * self._settings.slots:
+            # One that is lost has slots until the job manager notices.
+            if status is not None and status.slots >= self._settings.task_managers * self._settings.slots:
                 return status
-            if time.monotonic() > deadline or not self._alive():
-                self.stop()
-                raise ClusterError(f"the cluster did not start: see {self.logs}")
+            if time.monotonic() > deadline or not self._living():
+                raise ClusterError(f"the cluster's task managers did not all start: see {self.logs}")
             time.sleep(0.2)
 
     def stop(self) -> bool:
         """Ends its processes, and so its jobs; whether there were any."""
-        was = self._alive()
+        was = bool(self._living())
         for script in ("taskmanager.sh", "jobmanager.sh"):
             if any(self._pids.glob("*.pid")):
                 self._script(script, "stop-all")
         return was
-
-    def start_task_manager(self) -> None:
-        """Starts one more."""
-        self._script("taskmanager.sh", "start")
 
     def status(self) -> Status:
         """What it says of itself.
@@ -152,9 +160,10 @@ class Cluster:
         except ClusterError:
             return None
 
-    def _alive(self) -> bool:
-        numbers = [int(line) for file in self._pids.glob("*.pid") for line in file.read_text().split()]
-        return any(Path(f"/proc/{number}").exists() for number in numbers)
+    def _living(self, kind: str = "*") -> list[int]:
+        """The numbers of its processes of a kind that live, as Flink's scripts noted them."""
+        files = self._pids.glob(f"flink-*-{kind}.pid")
+        return [number for file in files for number in map(int, file.read_text().split()) if _lives(number)]
 
     def _write_configuration(self, flink: Mapping[str, str]) -> None:
         shipped = flink_home() / "conf"
@@ -199,6 +208,14 @@ class Cluster:
         )
         if done.returncode:
             raise ClusterError(f"{name} {action} failed: {(done.stdout + done.stderr).strip()[-2_000:]}")
+
+
+def _lives(number: int) -> bool:
+    """Whether a process runs; one that has ended may wait for a parent that never asks."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def rest_url(conf: Path) -> str:

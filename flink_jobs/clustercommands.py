@@ -37,7 +37,7 @@ def _cluster(config: Path | None, assignments: tuple[str, ...]) -> Iterator[tupl
 @cluster.command("start")
 @_cluster_options
 def cluster_start(**options: Any) -> None:
-    """Start one job manager and cluster.task_managers."""
+    """Start one job manager and cluster.task_managers; or, where it runs, task managers in place of those lost."""
     with _cluster(**options) as (local, settings):
         from flink_jobs.flink import reporters
 

@@ -300,14 +300,18 @@ class RunningJob:
 
     @property
     def attempt(self) -> int:
-        """How often Flink has started the job anew; -1 where it has ended."""
+        """How often Flink has started the intake anew, and all that events pass with it; -1 where the job has ended."""
         graph = self._graph()
         if graph is None:
             return -1
-        vertices = graph.getAllExecutionVertices().iterator()
+        vertices = graph.getVerticesTopologically().iterator()
         attempts = []
         while vertices.hasNext():
-            attempts.append(int(vertices.next().getCurrentExecutionAttempt().getAttemptNumber()))
+            vertex = vertices.next()
+            if "intake" in vertex.getName():  # what follows a catalogue's topic is started anew by itself
+                attempts += [
+                    int(task.getCurrentExecutionAttempt().getAttemptNumber()) for task in vertex.getTaskVertices()
+                ]
         return max(attempts)
 
     @property

@@ -20,7 +20,7 @@ def name(prefix: str) -> str:
 def build_and_submit(resolved: Any) -> None:
     """Builds the job in the environment that Flink's client has prepared, and submits it."""
     from flink_jobs.flink import environments, job_configuration
-    from flink_jobs.kafka import Kafka, Topic, client_properties, connector
+    from flink_jobs.kafka import kafka_of
     from flink_jobs.preparing import files_of, fixed_settings, folder_of, job_of
     from flink_jobs.settings import SettingsError
     from flink_jobs.state import StateError, may_go_on
@@ -34,16 +34,11 @@ def build_and_submit(resolved: Any) -> None:
             "--prepare and the same options"
         )
     may_go_on(manifest, fixed_settings(resolved), settings.source)
-    kafka = None
-    if resolved.topic is not None or resolved.letter_topic is not None:
-        source = None
-        if resolved.topic is not None:
-            if submission.starts is None:
-                raise SettingsError(f"source: the submission in {folder.path} was prepared for another source")
-            group = settings.kafka.group or f"freshet-{settings.prefix}"
-            source = Topic(resolved.topic, submission.starts, group)
-        jar = connector(settings.kafka)
-        kafka = Kafka(jar, client_properties(settings.kafka), source, resolved.letter_topic)
+    kafka = kafka_of(resolved)
+    if kafka is not None and resolved.topic is not None:
+        if submission.starts is None:
+            raise SettingsError(f"source: the submission in {folder.path} was prepared for another source")
+        kafka = kafka.reading(resolved.topic, submission.starts)
     storage = settings.cluster.storage or folder.path.as_uri()
     values = job_configuration(settings, f"{storage}/checkpoints", settings.parallelism)
     env, table_env = environments(values)

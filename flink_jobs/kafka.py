@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -95,13 +95,10 @@ class Topic:
     starts
         By the numbers of its partitions, the offsets where a state that is new begins. They are fixed before the job is
         submitted: a restart before the first checkpoint begins there, too.
-    group
-        The consumer group that reads it.
     """
 
     name: str
     starts: Mapping[int, int]
-    group: str
 
     @property
     def partitions(self) -> tuple[str, ...]:
@@ -111,12 +108,42 @@ class Topic:
 
 @dataclass(frozen=True)
 class Kafka:
-    """What a job has of Kafka: the connector's jar, what clients are configured with, and the topics."""
+    """What a job has of Kafka: the connector's jar, what clients are configured with, and the topics.
+
+    Attributes
+    ----------
+    group
+        The consumer group.
+    source, letters, items
+        The topics of events, of dead letters and of the catalogue, as far as there are such.
+    """
 
     jar: Path
     properties: Mapping[str, str]
-    source: Topic | None
+    group: str
     letters: str | None
+    items: str | None
+    source: Topic | None = None
+
+    def reading(self, topic: str, starts: Mapping[int, int]) -> Kafka:
+        """The same, with the topic of events."""
+        return replace(self, source=Topic(topic, starts))
+
+
+def kafka_of(resolved: Resolved) -> Kafka | None:
+    """What a job has of Kafka by its settings, without the topic of events; None if it has nothing.
+
+    Raises
+    ------
+    SettingsError
+        If there is no connector.
+    """
+    if not resolved.topics:
+        return None
+    settings = resolved.settings
+    group = settings.kafka.group or f"freshet-{settings.prefix}"
+    jar = connector(settings.kafka)
+    return Kafka(jar, client_properties(settings.kafka), group, resolved.letter_topic, resolved.item_topic)
 
 
 def find_kafka(resolved: Resolved) -> Kafka | None:
@@ -129,19 +156,16 @@ def find_kafka(resolved: Resolved) -> Kafka | None:
     InputError
         If the cluster does not answer, or does not have a topic.
     """
-    if resolved.topic is None and resolved.letter_topic is None:
+    kafka = kafka_of(resolved)
+    if kafka is None:
         return None
-    settings = resolved.settings
-    jar = connector(settings.kafka)
-    properties = client_properties(settings.kafka)
-    admin = _Admin(jar, properties)
-    source = None
-    if resolved.topic is not None:
-        group = settings.kafka.group or f"freshet-{settings.prefix}"
-        source = Topic(resolved.topic, admin.starts(resolved.topic, settings.kafka.start, group), group)
-    if resolved.letter_topic is not None:
-        admin.partitions(resolved.letter_topic)
-    return Kafka(jar, properties, source, resolved.letter_topic)
+    admin, topic = _Admin(kafka.jar, kafka.properties), resolved.topic
+    if topic is not None:
+        kafka = kafka.reading(topic, admin.starts(topic, resolved.settings.kafka.start, kafka.group))
+    for other in (kafka.letters, kafka.items):
+        if other is not None:
+            admin.partitions(other)
+    return kafka
 
 
 class _Admin:

@@ -47,7 +47,7 @@ _RUN_OPTIONS: Final = (
     click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of the settings."),
     click.option("--source", help="generator (default), file:PATH (a file or a folder) or kafka:TOPIC."),
     click.option("--format", help="jsonl or csv; by default the file's ending tells."),
-    click.option("--items", help="Catalogue: a file of items with item_id, title and any fields."),
+    click.option("--items", help="Catalogue: a file of items with item_id, title and any fields, or kafka:TOPIC."),
     click.option("--field", multiple=True, metavar="NAME=COLUMN", help="Our field name and yours; repeatable."),
     click.option("--timestamp-unit", help="auto (default), ms, s or iso."),
     click.option("--time", help="event or processing; event by default for input that ends."),

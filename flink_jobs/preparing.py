@@ -131,8 +131,10 @@ def begin(
         purge(connection, keys)
     if settings.tiles.enabled and not manifest.gather:
         manifest = replace(manifest, gather=gathering(resolved, manifest, files))
-    if settings.items is not None:
-        written, skipped = load_catalogue(settings.items, connection, keys)
+    if resolved.item_topic is None:  # one who followed a topic gives no signs of life any more
+        connection.hdel(keys.ledger, f"{Field.ALIVE}:items")
+    if resolved.items is not None:
+        written, skipped = load_catalogue(resolved.items, connection, keys)
         console.print(
             f"catalogue: {written:,} items" + (f", {skipped:,} lines without a usable item_id" * bool(skipped))
         )
@@ -318,8 +320,13 @@ def job_of(
     # Imported here: PyFlink takes seconds, and settings should be judged without it.
     from flink_jobs.letters import LetterFiles, LetterTopic
     from flink_jobs.sources import FeedSource, TopicSource
+    from flink_jobs.topics import TopicStream
     from flink_jobs.topology import Job, Source
     from flink_jobs.windows import Windows
+
+    def stream(kafka: Kafka, name: str, table: str, starts: Mapping[int, int] | None = None) -> TopicStream:
+        gather, discovery = span_ms(settings.kafka.gather), span_ms(settings.kafka.discovery_interval)
+        return TopicStream(name, table, kafka.properties, kafka.group, gather, discovery, starts)
 
     fmt = _event_format(resolved, manifest)
     # A request that a worker can't see would never take effect, and nobody would know.
@@ -328,8 +335,7 @@ def job_of(
     source: Source
     topic = None if kafka is None else kafka.source
     if kafka is not None and topic is not None:
-        gather, discovery = span_ms(settings.kafka.gather), span_ms(settings.kafka.discovery_interval)
-        source = TopicSource(topic, kafka.properties, journal, gather, discovery)
+        source = TopicSource(stream(kafka, topic.name, "topic", topic.starts), journal)
     elif files is None:
         source = FeedSource(settings.source.partition(":")[0], IdleFeed, ("", ""), journal)
     elif files:
@@ -396,6 +402,7 @@ def job_of(
         else LetterTopic(kafka.letters, kafka.properties),
         shards=settings.shards,
         part=manifest.part,
+        items=None if kafka is None or kafka.items is None else stream(kafka, kafka.items, "items"),
     )
 
 

@@ -73,6 +73,11 @@ def _topic(value: str) -> str:
     return value
 
 
+def _topic_of(value: str | None) -> str | None:
+    kind, _, topic = (value or "").partition(":")
+    return topic if kind == "kafka" else None
+
+
 def _start(value: str) -> str:
     if value in ("earliest", "latest", "group") or value.isdecimal():
         return value
@@ -332,7 +337,7 @@ class Settings(_Section):
 
     source: Annotated[str, AfterValidator(_source)] = "generator"
     format: Literal["jsonl", "csv"] | None = Field(None, description="by default the file's ending tells")
-    items: Folder | None = Field(None, description="catalogue")
+    items: Annotated[str, AfterValidator(_topic)] | None = Field(None, description="catalogue: a file, or kafka:TOPIC")
     field: Annotated[dict[str, str], AfterValidator(_columns)] = Field({}, description="our field name to yours")
     timestamp_unit: Literal["auto", "ms", "s", "iso"] = "auto"
     time: Literal["event", "processing"] | None = Field(None, description="by default event for bounded input")
@@ -404,8 +409,23 @@ class Resolved:
     @property
     def topic(self) -> str | None:
         """The topic that is read, if it is one."""
-        kind, _, topic = self.settings.source.partition(":")
-        return topic if kind == "kafka" else None
+        return _topic_of(self.settings.source)
+
+    @property
+    def items(self) -> Path | None:
+        """The file with the catalogue, where it is in one."""
+        given = self.settings.items
+        return None if given is None or self.item_topic is not None else Path(given).expanduser()
+
+    @property
+    def item_topic(self) -> str | None:
+        """The topic with the catalogue, where it is in one."""
+        return _topic_of(self.settings.items)
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """All topics that are read or written."""
+        return tuple(topic for topic in (self.topic, self.letter_topic, self.item_topic) if topic is not None)
 
     @property
     def dead_letters(self) -> Path:
@@ -417,8 +437,7 @@ class Resolved:
     @property
     def letter_topic(self) -> str | None:
         """The topic for dead letters, where they go to one."""
-        kind, _, topic = (self.settings.dead_letters or "").partition(":")
-        return topic if kind == "kafka" else None
+        return _topic_of(self.settings.dead_letters)
 
     @property
     def id_keys(self) -> Callable[[], bytes] | None:
@@ -648,13 +667,17 @@ def _check_kafka(resolved: Resolved) -> None:
     for name in kafka.properties:
         if name in KAFKA_FIXED:
             raise SettingsError(f"kafka.properties.{name}: freshet sets it itself: {KAFKA_FIXED[name]}")
-    topic = resolved.topic or resolved.letter_topic
-    if topic is not None and kafka.bootstrap_servers is None:
+    topics = resolved.topics
+    if topics and kafka.bootstrap_servers is None:
         raise SettingsError(
-            f"kafka.bootstrap_servers: where is the Kafka that has {topic!r}? --set kafka.bootstrap_servers=HOST:PORT"
+            f"kafka.bootstrap_servers: where is the Kafka that has {topics[0]!r}? "
+            "--set kafka.bootstrap_servers=HOST:PORT"
         )
-    if topic is not None and resolved.topic == resolved.letter_topic:
-        raise SettingsError(f"dead_letters: {topic!r} is the topic that is read: its dead letters would be read again")
+    letters, items = resolved.letter_topic, resolved.item_topic
+    if letters is not None and letters in (resolved.topic, items):
+        raise SettingsError(f"dead_letters: {letters!r} is a topic that is read: its dead letters would be read again")
+    if items is not None and items == resolved.topic:
+        raise SettingsError(f"items: {items!r} is the topic of the events: a catalogue needs one of its own")
     if resolved.topic is not None and resolved.settings.format == "csv":
         raise SettingsError("format: records of a topic are JSON objects, csv is for files")
     if span_ms(kafka.gather) > span_ms("1m"):

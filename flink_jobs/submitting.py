@@ -31,7 +31,7 @@ from flink_jobs.state import StateInUse, Submission
 
 _ROOMS: Final = ("flink_jobs", "udfs", "serving")
 _CODE: Final = (".py", ".lua", ".properties")
-_DONE: Final = ("fresh", "summary", "items")  # by the time that the job is built, or never
+_DONE: Final = ("fresh", "summary")  # by the time that the job is built, or never
 _ENDED: Final = ("FAILED", "CANCELED", "FINISHED", "SUSPENDED")
 BY_FLINK: Final = "flink"  # in place of a snapshot: whoever submits tells Flink which
 
@@ -170,7 +170,7 @@ def _command(resolved: Resolved, options: Sequence[str], conf: Path, snapshot: s
         words += ["--pyArchives", ",".join(cluster.archives)]
     if cluster.code == "sent":
         words += ["--pyFiles", str(packed(folder.path / "code"))]
-    if resolved.topic is not None or resolved.letter_topic is not None:
+    if resolved.topics:
         from flink_jobs.kafka import connector
 
         words += ["--jarfile", str(connector(settings.kafka))]
@@ -223,9 +223,10 @@ def entry_options(resolved: Resolved, given: Mapping[str, Any], flags: Mapping[s
     kind, _, path = settings.source.partition(":")
     if kind == "file":
         absolute["source"] = f"file:{Path(path).expanduser().resolve()}"
+    done = _DONE if resolved.items is None else (*_DONE, "items")
     words = [word for name, value in absolute.items() for word in (flags[name], value)]
     for name, value in given.items():
-        if name in absolute or name in _DONE or value is None:
+        if name in absolute or name in done or value is None:
             continue
         for one in value if isinstance(value, tuple) else (value,):
             words += [flags[name], str(one)]

@@ -5,6 +5,8 @@
                  |
                  \\----- and learn ---> dead letters ----------------------> files, or a topic
 
+    catalogue's topic -> publish items -----------------------------------> Redis
+
 Both ends are arguments: production, tests and benchmarks run this same topology.
 """
 
@@ -20,8 +22,8 @@ from pyflink.table import StreamTableEnvironment
 
 from flink_jobs.letters import DeadLetters
 from flink_jobs.shardkeys import shard_keys
-from flink_jobs.sources import heartbeat
 from flink_jobs.streams import keyed, keyed_type, retyped, side_output
+from flink_jobs.topics import TopicStream, heartbeat
 from flink_jobs.uids import pin_uids
 from flink_jobs.windows import Windows, gathered_windows
 from udfs.functions import (
@@ -31,6 +33,7 @@ from udfs.functions import (
     TILE_FEED,
     IntakeFunction,
     LearnFunction,
+    PublishItemsFunction,
     PublishTilesFunction,
     ReshardFunction,
 )
@@ -73,6 +76,8 @@ class Job:
 
     Attributes
     ----------
+    items
+        The topic with the catalogue, where it is in one.
     part
         How many inputs ended before this one: windows are new with each.
     keep
@@ -91,6 +96,7 @@ class Job:
     dead_letters: DeadLetters
     shards: int
     part: int
+    items: TopicStream | None = None
     move: Move | None = None
 
 
@@ -106,6 +112,8 @@ def build(env: StreamExecutionEnvironment, table_env: StreamTableEnvironment, jo
     job.dead_letters.write(letters, table_env)
     if job.windows is not None:
         _publish_tiles(table_env, side_output(decided, TILE_FEED), job, job.windows)
+    if job.items is not None:
+        _publish_items(table_env, job, job.items)
 
 
 def _intake(chunks: DataStream, job: Job, keys: Sequence[str]) -> DataStream:
@@ -131,3 +139,11 @@ def _publish_tiles(table_env: StreamTableEnvironment, feed: DataStream, job: Job
     both = retyped(results, _RECORDS).union(retyped(beats, _RECORDS))
     published = both.process(function, _NOTHING).uid(f"{Uid.TILES}-{job.part}-publish").name("publish tiles")
     published.set_parallelism(windows.parallelism)
+
+
+def _publish_items(table_env: StreamTableEnvironment, job: Job, items: TopicStream) -> None:
+    uid = f"{Uid.ITEMS}-{job.intake.run_id}"
+    published = items.texts(table_env, "items", uid, f"{uid}-heartbeat").process(
+        PublishItemsFunction(job.publisher), _NOTHING
+    )
+    published.uid(uid).name("publish items").set_parallelism(1)

@@ -20,6 +20,7 @@ from pyflink.datastream import KeyedProcessFunction, OutputTag, ProcessFunction,
 from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
 from udfs.batch import Batch
+from udfs.catalogue import changes
 from udfs.chunk import Chunk
 from udfs.deadletters import Teller, letter_record
 from udfs.entities import tile_entities
@@ -30,6 +31,7 @@ from udfs.names import State
 from udfs.outbox import Outbox
 from udfs.publisher import Author, Publisher
 from udfs.reading import Feed
+from udfs.records import Gathered
 from udfs.requests import Inbox, Journal
 from udfs.resharding import Exchange, ShardState
 from udfs.tail import from_state_name, state_name
@@ -441,3 +443,41 @@ class PublishTilesFunction(ProcessFunction):
         self._publisher.alive("windows")
         self._elements += 1
         self._board.show({**self._publisher.readings, (ELEMENTS, ()): self._elements})
+
+
+class PublishItemsFunction(ProcessFunction):
+    """Gathered records of the catalogue's topic in, to Redis; nothing out. An empty text is a beat."""
+
+    def __init__(self, publisher: Callable[[], Publisher]) -> None:
+        self._make_publisher = publisher
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        self._publisher = self._make_publisher()
+        self._board = Board(runtime_context.get_metrics_group())
+        self._elements = self._unusable = 0
+
+    def close(self) -> None:
+        self._publisher.close()
+
+    def process_element(self, value: Row, ctx: ProcessFunction.Context) -> None:
+        _, text = value
+        if text:
+            gathered = Gathered(text)
+            entries, unusable = changes(gathered)
+            self._publisher.catalogue(entries)
+            self._tell(gathered.source, unusable)
+        self._publisher.alive("items")
+        self._elements += 1
+        self._board.show({**self._publisher.readings, (ELEMENTS, ()): self._elements})
+
+    def _tell(self, source: str, unusable: Sequence[int]) -> None:
+        """Logs where one is, whenever their number has come to another power of ten."""
+        before = self._unusable
+        self._unusable += len(unusable)
+        if before < 10 ** (len(str(self._unusable)) - 1) <= self._unusable:
+            _LOG.info(
+                "catalogue: %d unusable so far, the last at partition %s, offset %d",
+                self._unusable,
+                source,
+                unusable[-1],
+            )

@@ -12,6 +12,7 @@ class Uid:
     INTAKE: Final = "intake"
     LEARN: Final = "learn"
     DEAD_LETTERS: Final = "dead-letters"
+    ITEMS: Final = "items"  # followed by the run: each reads the catalogue's topic from its beginning
     TILES: Final = "tiles"  # followed by the part: windows do not outlive the input that they were opened by
     # The same. The number goes up when the plan changes: windows that are open under another one are left behind, since
     # their operators have their places in the plan for names, and would be taken for others.

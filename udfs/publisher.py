@@ -6,6 +6,7 @@ did not arrive. Redis away: it tries again with backoff, then raises, and Flink 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -232,6 +233,15 @@ class Publisher:
                 yield "publish_tiles", [key for key, _ in some], [self._ttl, part, packed(some), *spans]
 
         self._write(calls, len(entities))
+
+    def catalogue(self, entries: Mapping[str, bytes | None]) -> None:
+        """Writes the catalogue's entries of items; None takes one away."""
+        calls: list[Call] = []
+        for item_id, entry in entries.items():
+            place = (self.keys.item(item_id), Field.CATALOGUE)
+            calls.append(("note", [], ("HDEL", *place) if entry is None else ("HSET", *place, entry)))
+        for some in parts(calls):
+            self._patiently(functools.partial(self._run, some))
 
     def hide(self, requests: Sequence[Request], windows: tuple[int, int] | None = None) -> None:
         """Removes users who are about to be deleted; nothing of them is written until they are.

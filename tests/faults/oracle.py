@@ -80,25 +80,36 @@ class Shard:
     fields: dict[str, Fields]
 
 
-def replayed(accepted: Iterable[Event], shards: int, n_factors: int) -> list[Shard]:
+def replayed(
+    accepted: Iterable[Event], shards: int, n_factors: int, deleted: Mapping[str, int] | None = None
+) -> list[Shard]:
     """Learns the events of each shard in the order of time, and says what Redis must hold of it.
 
-    The fields of an item are those of the shard alone; the version is without its epoch.
+    The fields of an item are those of the shard alone; the version is without its epoch. Users who were ``deleted`` are
+    forgotten at that time: those who come later are new ones.
     """
     parts: list[list[Event]] = [[] for _ in range(shards)]
     for event in accepted:
         parts[zlib.crc32(event[2].encode()) % shards].append(event)
-    return [_learned(sorted(part), shard, shards, n_factors) for shard, part in enumerate(parts)]
+    return [_learned(sorted(part), shard, shards, n_factors, dict(deleted or {})) for shard, part in enumerate(parts)]
 
 
-def _learned(events: list[Event], shard: int, shards: int, n_factors: int) -> Shard:
+def _learned(events: list[Event], shard: int, shards: int, n_factors: int, deleted: dict[str, int]) -> Shard:
     model = BiasedMF(n_factors=n_factors, seed=0)
     counts: dict[str, int] = {}
     times: dict[str, int] = {}
     seqs: dict[str, int] = {}
     popularity: dict[str, float] = {}
     recent: dict[str, dict[str, None]] = {}
+
+    def forget(user_id: str) -> None:
+        del deleted[user_id]
+        if counts.pop(f"user:{user_id}", 0):
+            del model.u_biases[user_id], model.u_latents[user_id], recent[user_id]
+
     for seq, (time, _, user_id, item_id, _, value) in enumerate(events, start=1):
+        if time >= deleted.get(user_id, math.inf):
+            forget(user_id)
         model.learn_one(user_id, item_id, value)
         for key in (f"user:{user_id}", f"item:{item_id}"):
             counts[key] = counts.get(key, 0) + 1
@@ -112,6 +123,8 @@ def _learned(events: list[Event], shard: int, shards: int, n_factors: int) -> Sh
         age, known = time / HALF_LIFE, popularity.get(item_id, -math.inf)
         low, high = sorted((age, known))
         popularity[item_id] = high + math.log2(1.0 + 2.0 ** (low - high))
+    for user_id in list(deleted):
+        forget(user_id)
     fields: dict[str, Fields] = {}
     for key, count in counts.items():
         family, _, row_id = key.partition(":")

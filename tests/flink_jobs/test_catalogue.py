@@ -13,7 +13,8 @@ from serving import Client
 from serving.schema import Keys
 from udfs.reading import InputError
 
-JSONL = b"""\xef\xbb\xbf{"item_id": "tea", "title": "Tea", "tags": ["hot"]}
+JSONL = (
+    b"""\xef\xbb\xbf{"item_id": "tea", "title": "Tea", "tags": ["hot"]}
 {"item_id": 7, "title": "Seven"}
 
 {"title": "nobody"}
@@ -23,7 +24,12 @@ JSONL = b"""\xef\xbb\xbf{"item_id": "tea", "title": "Tea", "tags": ["hot"]}
 [1]
 not json
 {"item_id": "tea", "title": "Green tea"}
+{"item_id": "deep", "in": """
+    + b"[" * 300
+    + b"]" * 300
+    + b"""}
 """
+)
 CSV = '\ufeffitem_id,title\r\ntea,"Tea, hot"\r\n,nobody\r\ncaf\u00e9,x\r\n'.encode()
 
 
@@ -36,7 +42,7 @@ def titles(connection: Any, *ids: str) -> list[Any]:
 def test_json_lines(tmp_path: Path, redis_connection: Any, packed: bool) -> None:
     path = tmp_path / ("items.jsonl.gz" if packed else "items.jsonl")
     path.write_bytes(gzip.compress(JSONL) if packed else JSONL)
-    assert load_catalogue(path, redis_connection, Keys("p")) == (3, 6)
+    assert load_catalogue(path, redis_connection, Keys("p")) == (3, 7)
     assert titles(redis_connection, "tea", "7", "x") == ["Green tea", "Seven", None]
     tea = Client(redis_connection, "p").item("7")
     assert tea is not None and tea.catalogue == {"item_id": "7", "title": "Seven"} and tea.learned == {}

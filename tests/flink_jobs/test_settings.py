@@ -271,6 +271,9 @@ def test_a_secret_comes_from_the_environment_or_a_file_and_is_not_shown(tmp_path
     [
         ({"kafka.properties.group.id": "x"}, "freshet sets it itself: set kafka.group"),
         ({"dead_letters": "kafka:ratings"}, "its dead letters would be read again"),
+        ({"dead_letters": "kafka:x", "items": "kafka:x"}, "its dead letters would be read again"),
+        ({"items": "kafka:ratings"}, "items: 'ratings' is the topic of the events"),
+        ({"items": "kafka:a/b"}, "write kafka:TOPIC"),
         ({"kafka.bootstrap_servers": ""}, "kafka.bootstrap_servers"),
         ({"kafka.start": "tomorrow"}, "write earliest, latest, group, or a time"),
         ({"kafka.gather": "2m"}, "is not within 1ms and 1m"),
