@@ -14,7 +14,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m tests.together $(ARGS)
 
 # Many faults over many events; prints a report and writes chaos.json. ARGS='--faults 30 --events 200000' for less.
 chaos: $(INSTALLED)
