@@ -76,7 +76,7 @@ class Job:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
-            if words[:1] == [str(self.python)] and any("sdk_worker_main" in word for word in words):
+            if words[:1] == [str(self.python)] and any("beam_boot" in word for word in words):
                 found.append(process)
         return sorted(found, key=lambda process: int(process.pid))
 
