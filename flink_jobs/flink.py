@@ -264,11 +264,30 @@ def execute_here(env: Any) -> Any:
     return env.execute_async("freshet")._j_job_client
 
 
-class RunningJob:
-    """A submitted job, as the run handles it; ``client`` is Flink's own, in Java."""
+def lock_by_jvm(path: Path) -> Callable[[], None]:
+    """Has the JVM of this process, which may outlive it, hold a lock on a file; what is returned gives it back."""
+    from pyflink.java_gateway import get_gateway
 
-    def __init__(self, client: Any) -> None:
+    file = get_gateway().jvm.java.io.RandomAccessFile(str(path), "rw")
+    file.getChannel().lock()
+    release: Callable[[], None] = file.close
+    return release
+
+
+class RunningJob:
+    """A submitted job, as the run handles it.
+
+    Parameters
+    ----------
+    client
+        Flink's own, in Java.
+    release
+        Called when the job has ended.
+    """
+
+    def __init__(self, client: Any, release: Callable[[], None] = lambda: None) -> None:
         self._java = client
+        self._release = release
         self._most_connected = 0
 
     @property
@@ -296,6 +315,8 @@ class RunningJob:
             self._java.getJobExecutionResult().get()
         except Py4JJavaError as error:
             return JobFailed(root_cause(str(error)))
+        finally:
+            self._release()
         return JobFailed("the job ended, but its input did not")
 
     @property
@@ -396,12 +417,17 @@ class RunningJob:
             uri = answer.get()
         except Py4JJavaError as error:
             why = f"no savepoint could be taken: {root_cause(str(error))}"
-            raise (JobFailed if self.ended else StopRefused)(why) from error
+            if not self.ended:
+                raise StopRefused(why) from error
+            self._release()
+            raise JobFailed(why) from error
         self._java.getJobExecutionResult().get()
+        self._release()
         return str(uri).removeprefix("file:")
 
     def cancel(self) -> None:
         self._java.cancel().get()
+        self._release()
 
 
 def root_cause(trace: str) -> str:

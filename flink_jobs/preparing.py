@@ -22,6 +22,7 @@ from flink_jobs.flink import (
     execute_here,
     load_reporter,
     local_configuration,
+    lock_by_jvm,
     windows_parallelism,
 )
 from flink_jobs.kafka import Kafka
@@ -426,4 +427,9 @@ def submit(
         load_reporter()
     env, table_env = environments({**values, **(changes or {})})
     build_topology(env, table_env, job)
-    return RunningJob(execute(env))
+    release = lock_by_jvm(folder.flink_lock)
+    try:
+        return RunningJob(execute(env), release)
+    except BaseException:
+        release()
+        raise

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from udfs.requests import Journal
 from udfs.tally import Tally
 
 LAYOUT: Final = 1
+_ORPHAN_SECONDS: Final = 60.0
+_POLL_SECONDS: Final = 0.05
 # What was fixed later than the first manifests were written, and how it was until then.
 _ADDED: Final[dict[str, Any]] = {"growth.min_events": [1], "ids.key": "none"}
 
@@ -108,6 +111,7 @@ class StateFolder:
         self.savepoints = (storage or self.path) / "savepoints"
         self.checkpoints = (storage or self.path) / "checkpoints"
         self.logs = self.path / "log"
+        self.flink_lock = self.path / "flink.lock"
         self.journal = self.path / "requests.jsonl"
         self.exchange = self.path / "reshard"
         self._manifest = self.path / "manifest.json"
@@ -126,6 +130,9 @@ class StateFolder:
     def locked(self) -> Iterator[None]:
         """Holds the folder for this process.
 
+        The Flink of a command that was killed lives on for a moment, and may still complete a checkpoint and discard
+        the one before. So it is waited for.
+
         Raises
         ------
         StateInUse
@@ -137,7 +144,25 @@ class StateFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise StateInUse(f"another run is using {self.path}; wait for it, or give --state-dir") from error
+            self._wait_for_flink()
             yield
+
+    def _wait_for_flink(self) -> None:
+        """Until no JVM holds its lock."""
+        until = time.monotonic() + _ORPHAN_SECONDS
+        with self.flink_lock.open("w") as file:
+            while True:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError) as error:  # systems differ in which
+                    if time.monotonic() > until:
+                        raise StateInUse(
+                            f"a command on {self.path} was killed {_ORPHAN_SECONDS:.0f} s ago or more, and its Flink "
+                            f"still runs: end the java process that has {self.flink_lock} open, or give --state-dir"
+                        ) from error
+                    time.sleep(_POLL_SECONDS)
+                else:
+                    return
 
     def load(self) -> Manifest | None:
         if not self._manifest.exists():

@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
+
+from flink_jobs.state import StateFolder, StateInUse
 
 LIVE = ("--set", "generator.rate=2000", "--set", "generator.events=1000000")
 
@@ -29,12 +32,36 @@ def wait_for(output: Path, text: str) -> None:
     raise AssertionError(f"no {text!r} in:\n{output.read_text()}")
 
 
+def jvm_of(process: subprocess.Popen[str]) -> psutil.Process:
+    [jvm] = [child for child in psutil.Process(process.pid).children() if child.name() == "java"]
+    return jvm
+
+
+def test_the_jvm_of_a_killed_command_keeps_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, output = start(tmp_path, "--set", "checkpoint_interval=100ms")
+    wait_for(output, "learned=1")
+    jvm = jvm_of(process)
+    jvm.suspend()  # what it does at its end takes as long as a look at it
+    process.kill()
+    process.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr("flink_jobs.state._ORPHAN_SECONDS", 0.2)
+        with pytest.raises(StateInUse, match="its Flink still runs"):
+            StateFolder(tmp_path / "state").locked().__enter__()
+    # The next command waits for it. What it goes on from would be discarded under its hands otherwise.
+    process, output = start(tmp_path)
+    jvm.resume()
+    wait_for(output, "learned=1")
+    assert not jvm.is_running()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+
+
 def test_a_killed_jvm_is_a_sentence_and_the_next_run_goes_on(tmp_path: Path) -> None:
     process, output = start(tmp_path, "--set", "checkpoint_interval=500ms")
     wait_for(output, "learned=1")
     time.sleep(2)  # for a checkpoint
-    [jvm] = [child for child in psutil.Process(process.pid).children() if child.name() == "java"]
-    jvm.kill()
+    jvm_of(process).kill()
     assert process.wait(60) == 1
     said = output.read_text()
     assert "the JVM that Flink runs in ended" in said and "Traceback" not in said

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +109,33 @@ def test_the_lock_of_a_killed_run_is_free(tmp_path: Path) -> None:
     process.join()
     with StateFolder(tmp_path).locked():
         pass
+
+
+def _hold_as_flink(
+    path: Path, held: multiprocessing.synchronize.Event, done: multiprocessing.synchronize.Event
+) -> None:  # type: ignore[name-defined]
+    with path.open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        held.set()
+        done.wait(30)
+
+
+def test_flink_of_a_killed_run_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = multiprocessing.get_context("fork")
+    held, done = context.Event(), context.Event()
+    folder = StateFolder(tmp_path)
+    process = context.Process(target=_hold_as_flink, args=(folder.flink_lock, held, done))
+    process.start()
+    assert held.wait(30)
+    with monkeypatch.context() as patch:
+        patch.setattr("flink_jobs.state._ORPHAN_SECONDS", 0.2)
+        with pytest.raises(StateError, match=r"was killed .* still runs: end the java process that has .*flink\.lock"):
+            folder.locked().__enter__()
+    ended = threading.Timer(0.3, done.set)
+    ended.start()
+    with folder.locked():
+        assert done.is_set()
+    process.join()
 
 
 def test_the_newest_snapshot_is_taken(tmp_path: Path) -> None:
