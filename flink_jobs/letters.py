@@ -14,8 +14,9 @@ from pyflink.datastream.connectors.file_system import (
     OutputFileConfig,
     RollingPolicy,
 )
-from pyflink.table import Schema, StreamTableEnvironment, TableDescriptor
+from pyflink.table import Schema, StreamTableEnvironment
 
+from flink_jobs.topics import raw_table
 from udfs.functions import LETTER, LetterFunction
 from udfs.names import Uid
 
@@ -80,20 +81,8 @@ class LetterTopic:
             .column_by_metadata("timestamp", "TIMESTAMP_LTZ(3)")
             .build()
         )
-        options = {
-            "topic": self.topic,
-            "key.format": "raw",
-            "key.fields": "key",
-            "value.format": "raw",
-            "value.fields-include": "EXCEPT_KEY",
-            "sink.delivery-guarantee": "at-least-once",
-            "sink.parallelism": "1",
-            **{f"properties.{name}": value for name, value in self.properties.items()},
-        }
-        table = TableDescriptor.for_connector("kafka").schema(sink)
-        for name, value in options.items():
-            table = table.option(name, value)
-        table_env.create_temporary_table("dead_letters", table.build())
+        options = {"sink.delivery-guarantee": "at-least-once", "sink.parallelism": "1"}
+        table_env.create_temporary_table("dead_letters", raw_table(self.topic, sink, options, self.properties))
         inserts = table_env.create_statement_set()
         inserts.add_insert_sql(
             "INSERT INTO dead_letters SELECT key, `value`, headers, TO_TIMESTAMP_LTZ(time_ms, 3) FROM letters"

@@ -66,21 +66,11 @@ class TopicStream:
             .build()
         )
         options = {
-            "topic": self.topic,
-            "key.format": "raw",
-            "key.fields": "key",
-            "value.format": "raw",
-            "value.fields-include": "EXCEPT_KEY",
             **self._start(),
             "scan.topic-partition-discovery.interval": f"{self.discovery} ms",
             "properties.isolation.level": "read_committed",
-            **{f"properties.{name}": value for name, value in self.properties.items()},
-            "properties.group.id": self.group,
         }
-        table = TableDescriptor.for_connector("kafka").schema(columns)
-        for name, value in options.items():
-            table = table.option(name, value)
-        return table.build()
+        return raw_table(self.topic, columns, options, {**self.properties, "group.id": self.group})
 
     def _start(self) -> dict[str, str]:
         if self.starts is None:
@@ -111,6 +101,32 @@ class TopicStream:
             FROM TABLE(TUMBLE(TABLE {self.table}, DESCRIPTOR(arrived), INTERVAL '{self.gather / 1_000:.3f}' SECOND))
             GROUP BY `partition`, window_start, window_end
         """
+
+
+def raw_table(
+    topic: str, columns: Schema, options: Mapping[str, str], properties: Mapping[str, str]
+) -> TableDescriptor:
+    """A topic as a table whose columns ``key`` and ``value`` are a record's bytes as they are.
+
+    Parameters
+    ----------
+    options
+        Of the connector.
+    properties
+        Of Kafka's clients.
+    """
+    table = TableDescriptor.for_connector("kafka").schema(columns)
+    fixed = {
+        "topic": topic,
+        "key.format": "raw",
+        "key.fields": "key",
+        "value.format": "raw",
+        "value.fields-include": "EXCEPT_KEY",
+    }
+    of_clients = {f"properties.{name}": value for name, value in properties.items()}
+    for name, value in {**fixed, **options, **of_clients}.items():
+        table = table.option(name, value)
+    return table.build()
 
 
 def _pin_source(stream: DataStream, uid: str) -> None:
