@@ -176,6 +176,7 @@ class KafkaClient:
         return config
 
     def create(self, topic: str, partitions: int = 1, **configs: str) -> None:
+        """Creates a topic, and waits until each partition has a leader: what is sent before may be refused for good."""
         from pyflink.java_gateway import get_gateway
 
         java = get_gateway().jvm.java.util
@@ -184,6 +185,10 @@ class KafkaClient:
         new.configs(java.HashMap({k.replace("_", "."): v for k, v in configs.items()}))
         with self._admin(jvm) as admin:
             admin.createTopics(java.Collections.singleton(new)).all().get()
+            wanted = java.HashMap()
+            for partition in range(partitions):
+                wanted.put(jvm.common.TopicPartition(topic, partition), jvm.clients.admin.OffsetSpec.latest())
+            admin.listOffsets(wanted).all().get()
 
     def grow(self, topic: str, partitions: int) -> None:
         from pyflink.java_gateway import get_gateway
@@ -214,13 +219,14 @@ class KafkaClient:
             admin.close()
 
     def send(self, topic: str, records: Sequence[Record]) -> None:
-        """Sends records in their order, and waits for the broker to have them."""
+        """Sends records in their order, and waits for the broker to have them; raises where it has not taken one."""
         serializer = "org.apache.flink.kafka.shaded.org.apache.kafka.common.serialization.ByteArraySerializer"
         config = self._config(
             key_serializer=serializer, value_serializer=serializer, acks="all", linger_ms="20", batch_size="200000"
         )
         jvm = self._jvm
         producer = jvm.clients.producer.KafkaProducer(config)
+        answers = []
         try:
             for record in records:
                 sent = jvm.clients.producer.ProducerRecord(
@@ -228,8 +234,10 @@ class KafkaClient:
                 )
                 for name, value in record.headers:
                     sent.headers().add(name, value)
-                producer.send(sent)
+                answers.append(producer.send(sent))
             producer.flush()
+            for answer in answers:
+                answer.get()
         finally:
             producer.close()
 
