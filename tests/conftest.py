@@ -22,9 +22,12 @@ hypothesis.settings.load_profile("freshet")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     jobs = {ROOT / "tests" / name for name in ("clusters", "faults", "flink", "kafka")}
+    clusters = {ROOT / "tests" / name for name in ("clusters", "kafka")}
     for item in items:
         if jobs & set(item.path.parents):
             item.add_marker(pytest.mark.flink)
+        if clusters & set(item.path.parents):
+            item.add_marker(pytest.mark.cluster)
         if ROOT / "tests" / "kafka" in item.path.parents:
             item.add_marker(pytest.mark.timeout(1_800))  # jars are fetched, and processes killed
 
