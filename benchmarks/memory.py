@@ -1,6 +1,6 @@
 """Whether memory stays where it is: a job at full rate over ids that are all known.
 
-    python -m benchmarks.memory [--minutes 30] [--set tiles.enabled=false]
+    python -m benchmarks.memory [--minutes 45] [--set tiles.enabled=false]
 
 The generator without end, as fast as it goes: 20,000 users who all stay, 1,250 items. What a job keeps for a time
 (event ids within ``dedup.horizon``, open windows, tiles in Redis within ``tiles.keep``) is full only when so much event
@@ -87,7 +87,7 @@ def measure(minutes: float, settings: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the job")
     arguments = parser.parse_args()
     result = measure(arguments.minutes, dict(map(assignment, arguments.set)))

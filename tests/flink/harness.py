@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,10 @@ from rich.console import Console
 
 from flink_jobs.runner import run
 from flink_jobs.settings import Layer, Resolved, resolve
+from flink_jobs.sources import FeedSource
+from udfs.chunk import Chunk
 from udfs.models import RowModel
+from udfs.reading import Feed
 from udfs.rivermodels import RiverRanker
 
 Rows = dict[tuple[str, str], bytes]
@@ -45,6 +49,20 @@ def noted(model: Callable[[], RiverRanker], folder: str) -> RowModel:
     return noting
 
 
+class SlowFeed:
+    """A feed that takes its time, so that who stops a run in its middle meets its middle, however busy the machine."""
+
+    def __init__(self, open_feed: Callable[[], Feed]) -> None:
+        self._feed = open_feed()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._feed, name)
+
+    def read(self, limit: int | None = None) -> Chunk | None:
+        time.sleep(0.05)
+        return self._feed.read(limit)
+
+
 def resolved(folder: Path, settings: Mapping[str, Any]) -> Resolved:
     """The settings of a run with its state in ``folder``."""
     return resolve([Layer("test", {"state_dir": str(folder), "checkpoint_interval": "1s", **settings})])
@@ -53,9 +71,11 @@ def resolved(folder: Path, settings: Mapping[str, Any]) -> Resolved:
 def run_job(
     folder: Path, settings: Mapping[str, Any], *, notes: Path | None = None, stop: threading.Event | None = None
 ) -> dict[str, Any]:
-    """One run with its state in ``folder``; returns the summary."""
+    """One run with its state in ``folder``; returns the summary. One that is to be stopped reads slowly."""
 
     def adapt(job: Any) -> Any:
+        if stop is not None and isinstance(job.source, FeedSource):
+            job = replace(job, source=replace(job.source, open_feed=functools.partial(SlowFeed, job.source.open_feed)))
         if notes is None:
             return job
         notes.mkdir(parents=True, exist_ok=True)
