@@ -105,10 +105,11 @@ def _serve(listener: socket.socket) -> socket.socket | None:
         # Those that have ended, so that no number is kept that the system may give again.
         workers = {worker for worker in workers if os.waitpid(worker, os.WNOHANG) == (0, 0)}
         if orders in ready:
-            if os.read(orders, 1) != _END:
-                return None
+            # At the end none is left, unless it hangs, or the command was killed, and its JVM with it.
             for worker in workers:
                 os.kill(worker, signal.SIGKILL)
+            if os.read(orders, 1) != _END:
+                return None
             continue
         connection, _ = listener.accept()
         worker = os.fork()

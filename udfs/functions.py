@@ -73,12 +73,25 @@ _LOG: Final = logging.getLogger("freshet")
 _IDLE_MS: Final = 500  # between looks at the journal when the input has ended
 
 
-def _calm_collector() -> None:
-    """Makes Python's cycle collector rare: batches are many small objects without cycles, and each pass over
-    them and over the rows of a model costs more than learning."""
+def _set_up_worker() -> None:
+    """What every worker needs that runs one of these.
+
+    Python's cycle collector is made rare: batches are many small objects without cycles, and each pass over them and
+    over the rows of a model costs more than learning.
+
+    And a worker must end when its JVM is gone. Beam's log handler then waits, with its lock, for its reader, which
+    prints that it lost the connection; PyFlink has what is printed logged, by that handler, which waits for the lock.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(1_000_000, 10, 100)
+    for handler in logging.getLogger().handlers:
+        if _not_by_the_reader not in handler.filters:
+            handler.addFilter(_not_by_the_reader)
+
+
+def _not_by_the_reader(record: logging.LogRecord) -> bool:
+    return record.threadName != "read_log_control_messages"
 
 
 def _log(teller: Teller, letters: Sequence[str]) -> None:
@@ -101,6 +114,7 @@ class ReadFunction(KeyedProcessFunction):
         self._open_journal = journal
 
     def open(self, runtime_context: RuntimeContext) -> None:
+        _set_up_worker()
         self._position = runtime_context.get_state(ValueStateDescriptor(State.POSITION, BYTES))
         self._taken = runtime_context.get_state(ValueStateDescriptor(State.TAKEN, Types.LONG()))
         self._feed: Feed | None = None
@@ -155,6 +169,7 @@ class ReadTopicFunction(KeyedProcessFunction):
         self._open_journal = journal
 
     def open(self, runtime_context: RuntimeContext) -> None:
+        _set_up_worker()
         self._position = runtime_context.get_state(ValueStateDescriptor(State.POSITION, BYTES))
         self._taken = runtime_context.get_state(ValueStateDescriptor(State.TAKEN, Types.LONG()))
         self._reader: TopicReader | None = None
@@ -195,11 +210,11 @@ class IntakeFunction(KeyedProcessFunction):
         self._make_publisher = publisher
 
     def open(self, runtime_context: RuntimeContext) -> None:
+        _set_up_worker()
         self._header = runtime_context.get_state(ValueStateDescriptor(State.INTAKE_HEADER, BYTES))
         self._blobs = runtime_context.get_map_state(MapStateDescriptor(State.INTAKE_BLOBS, Types.STRING(), BYTES))
         self._intake: Intake | None = None
         self._attempt = runtime_context.get_attempt_number()
-        _calm_collector()
         self._publisher = self._make_publisher()
         self._board = Board(runtime_context.get_metrics_group())
         self._elements = 0
@@ -286,10 +301,10 @@ class LearnFunction(KeyedProcessFunction):
         self._make_publisher = publisher
 
     def open(self, runtime_context: RuntimeContext) -> None:
+        _set_up_worker()
         self._state = _Kept(runtime_context)
         self._learners: dict[str, Learner] = {}
         self._outboxes: dict[str, Outbox] = {}
-        _calm_collector()
         self._publisher = self._make_publisher()
         self._background = ThreadPoolExecutor(1, "publish")
         self._metrics = runtime_context.get_metrics_group()
@@ -376,6 +391,7 @@ class ReshardFunction(KeyedProcessFunction):
         self._folder = folder
 
     def open(self, runtime_context: RuntimeContext) -> None:
+        _set_up_worker()
         self._state = _Kept(runtime_context)
         self._exchange = Exchange(Path(self._folder))
 
@@ -410,6 +426,9 @@ class ReshardFunction(KeyedProcessFunction):
 class LetterFunction(ProcessFunction):
     """Dead letters in, as lines; records for a topic out."""
 
+    def open(self, runtime_context: RuntimeContext) -> None:
+        _set_up_worker()
+
     def process_element(self, value: str, ctx: ProcessFunction.Context) -> Iterator[Row]:
         for line in value.split("\n"):
             record = letter_record(line)
@@ -428,7 +447,7 @@ class PublishTilesFunction(ProcessFunction):
         self._make_publisher = publisher
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        _calm_collector()
+        _set_up_worker()
         self._publisher = self._make_publisher()
         self._board = Board(runtime_context.get_metrics_group())
         self._elements = 0
@@ -452,6 +471,7 @@ class PublishItemsFunction(ProcessFunction):
         self._make_publisher = publisher
 
     def open(self, runtime_context: RuntimeContext) -> None:
+        _set_up_worker()
         self._publisher = self._make_publisher()
         self._board = Board(runtime_context.get_metrics_group())
         self._elements = self._unusable = 0

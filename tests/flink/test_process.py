@@ -53,13 +53,22 @@ def jvm_of(process: subprocess.Popen[str]) -> psutil.Process:
     return jvm
 
 
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Python's, which the nursery has forked."""
+    return [p for p in psutil.Process(process.pid).children(recursive=True) if p.ppid() != process.pid and is_worker(p)]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    return "flink_jobs.nursery" in process.cmdline()
+
+
 def test_the_jvm_of_a_killed_command_keeps_its_state(
     start: Callable[..., Started], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, output = start("--set", "checkpoint_interval=100ms")
     wait_for(output, "learned=[1-9]")
     time.sleep(2)  # for a checkpoint
-    jvm = jvm_of(process)
+    jvm, workers = jvm_of(process), workers_of(process)
     jvm.suspend()  # what it does at its end takes as long as a look at it
     process.kill()
     process.wait()
@@ -72,6 +81,7 @@ def test_the_jvm_of_a_killed_command_keeps_its_state(
     time.sleep(1)
     assert "starting Flink" not in output.read_text()
     jvm.resume()
+    assert len(workers) > 2 and psutil.wait_procs(workers, timeout=30)[1] == []
     wait_for(output, "learned=[1-9]")
     assert "starting Flink from chk-" in output.read_text()
     process.send_signal(signal.SIGINT)
@@ -82,7 +92,9 @@ def test_a_killed_jvm_is_a_sentence_and_the_next_run_goes_on(start: Callable[...
     process, output = start("--set", "checkpoint_interval=500ms")
     wait_for(output, "learned=[1-9]")
     time.sleep(2)  # for a checkpoint
+    workers = workers_of(process)
     jvm_of(process).kill()
+    assert len(workers) > 2 and psutil.wait_procs(workers, timeout=30)[1] == []
     assert process.wait(60) == 1
     said = output.read_text()
     assert "the JVM that Flink runs in ended" in said and "Traceback" not in said
