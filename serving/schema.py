@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 SPAN_UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -108,6 +109,15 @@ def shard_of(user_id: str, shards: int) -> int:
     0
     """
     return zlib.crc32(user_id.encode()) % shards
+
+
+def shards_of(user_ids: Sequence[str], shards: int) -> npt.NDArray[np.int64]:
+    """:func:`shard_of` of many users.
+
+    >>> shards_of(["42", "7", "42"], 4)
+    array([0, 2, 0])
+    """
+    return np.fromiter(map(zlib.crc32, map(str.encode, user_ids)), dtype=np.int64, count=len(user_ids)) % shards
 
 
 def tail_of(row_id: str, tail_rows: int) -> int:

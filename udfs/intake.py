@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 
 from serving.identity import hidden
-from serving.schema import shard_of
+from serving.schema import shard_of, shards_of
 from udfs.batch import Batch, Deletion
 from udfs.chunk import Chunk, Run
 from udfs.deadletters import dead_letter
@@ -412,8 +412,7 @@ class Intake:
         shards = self.config.shards
         if shards == 1:
             return [events]
-        of_users = {user_id: shard_of(user_id, shards) for user_id in set(events.user_ids)}
-        of_events = np.array([of_users[user_id] for user_id in events.user_ids], dtype=np.intp)
+        of_events = shards_of(events.user_ids, shards)
         return [events.take(np.flatnonzero(of_events == shard)) for shard in range(shards)]
 
     def _letters(self, chunk: Chunk, set_aside: Mapping[int, Rejected]) -> list[str]:

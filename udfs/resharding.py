@@ -27,7 +27,7 @@ from typing import Final
 import numpy as np
 import orjson
 
-from serving.schema import shard_of
+from serving.schema import shard_of, shards_of
 from udfs.interactions import Interactions, chosen
 from udfs.learner import Learner, LearnerConfig
 from udfs.metrics import pooled
@@ -385,7 +385,7 @@ def _wait(new: Learner, olds: Sequence[Learner], target: int, shards: int) -> No
     """Gives a new shard its users' interactions that wait, with their lines, in batches in the order that they came."""
     found: dict[tuple[int, int], Interactions] = {}
     for place, old in enumerate(olds):
-        mine = np.array([shard_of(user_id, shards) == target for user_id in old.waiting.user_ids], dtype=bool)
+        mine = shards_of(old.waiting.user_ids, shards) == target
         for number in np.unique(old.waiting.batches[mine]).tolist():
             found[number, place] = old.waiting.take(np.flatnonzero(mine & (old.waiting.batches == number)))
     moved = []
