@@ -2,7 +2,8 @@ r"""What more cores would give: the job with one and with two learners, and a ca
 
     python -m benchmarks.scaling [--events 2000000] [--rounds 5] [--tiles]
 
-Runs ``shards=1,parallelism=1``, ``shards=2,parallelism=2`` and ``shards=4,parallelism=2`` interleaved, and shows what
+Runs ``shards=1,parallelism=1``, ``shards=2,parallelism=2`` and ``shards=4,parallelism=2`` interleaved, with
+``batch_bytes`` in proportion to the parallelism, so that each learner gets as much at once as one would; and shows what
 each gives and costs: microseconds of CPU an event of the reader, of the intake, of all learners, of what publishes
 windows (``--tiles``), of the JVM, of Redis and of the rest (the command line).
 
@@ -34,12 +35,14 @@ from typing import Any, Final, NamedTuple
 from benchmarks.common import N_FACTORS, median, progress, rounds, scratch, show, store, stream
 from benchmarks.noted_job import INTAKE, LEARN, READ, TILES, parts
 from benchmarks.runs import Run, freshet_clock, module, watched
+from flink_jobs.settings import Settings
 
 JVM, REDIS, REST = "JVM", "Redis", "rest"
 PARTS: Final = (READ, INTAKE, LEARN, TILES, JVM, REDIS, REST)
 SINGLE: Final = (READ, INTAKE, REDIS)
 CONFIGURATIONS: Final = ((1, 1), (2, 2), (4, 2))  # shards, parallelism
 CORES: Final = (2, 8, 32, 128)
+_BATCH_BYTES: Final = int(Settings.model_fields["batch_bytes"].default)
 
 
 class Bound(NamedTuple):
@@ -93,6 +96,7 @@ def measure(folder: Path, path: Path, events: int, shards: int, parallelism: int
             "redis": url,
             "shards": shards,
             "parallelism": parallelism,
+            "batch_bytes": _BATCH_BYTES * parallelism,
             "tiles.enabled": str(tiles).lower(),
             "model.n_factors": N_FACTORS,
         }
