@@ -299,7 +299,7 @@ class Machine(RuleBasedStateMachine):
 
 def test_the_survivor_and_redis_agree(redis_url: str, redis_connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "_PER_CALL", 3)  # so that a write has many calls
-    monkeypatch.setattr("udfs.functions._calm_collector", lambda: None)
+    monkeypatch.setattr("udfs.functions._set_up_worker", lambda: None)
     Machine.url = redis_url
     run_state_machine_as_test(Machine, settings=settings(max_examples=30, stateful_step_count=30, deadline=None))
 
