@@ -428,8 +428,8 @@ def submit(
     env, table_env = environments({**values, **(changes or {})})
     build_topology(env, table_env, job)
     release = lock_by_jvm(folder.flink_lock)
-    try:
-        return RunningJob(execute(env), release)
-    except BaseException:
-        release()
-        raise
+    with contextlib.ExitStack() as where_it_fails:
+        where_it_fails.callback(release)
+        job_client = execute(env)
+        where_it_fails.pop_all()
+    return RunningJob(job_client, release)

@@ -19,7 +19,7 @@ from udfs.requests import Journal
 from udfs.tally import Tally
 
 LAYOUT: Final = 1
-_ORPHAN_SECONDS: Final = 60.0
+_ORPHAN_SECONDS: Final = 60.0  # for Flink to end after its command was killed; it takes a second or two
 _POLL_SECONDS: Final = 0.05
 # What was fixed later than the first manifests were written, and how it was until then.
 _ADDED: Final[dict[str, Any]] = {"growth.min_events": [1], "ids.key": "none"}
@@ -136,7 +136,7 @@ class StateFolder:
         Raises
         ------
         StateInUse
-            If another run holds it.
+            If another run holds it, or what a killed one left of Flink does not end.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("w") as file:
