@@ -28,12 +28,12 @@ import orjson
 from river import facto, optim, reco
 
 from benchmarks.common import progress, show, store
-from udfs.blend import ALL, BLEND, DECAYED, LEFT_OUT, NEW, NOT_NEW, POPS, RANKERS, Blend, Predicted
+from udfs.blend import ALL, BLEND, DECAYED, LEFT_OUT, NEW, POPS, RANKERS, Blend
 from udfs.building import build
 from udfs.factors import BPR, ISGD, RAISGD
 from udfs.ids import Group
 from udfs.models import ITEM, USER, Array
-from udfs.ranking import MISS, SEGMENTS, RankingConfig, RankingScores, grouped, place, scored
+from udfs.ranking import MISS, NOT_NEW, SEGMENTS, Predicted, RankingConfig, RankingScores, grouped, place, scored
 from udfs.ratings import Wrapped
 from udfs.recommenders import Recommender
 from udfs.stack import Stack, default_raters

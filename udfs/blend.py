@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from udfs.jit import njit
 from udfs.links import Links, accompany, add_row, follow, links
 from udfs.models import Array
 from udfs.popularity import Popularity, popularise, popularity, popularity_grown
-from udfs.ranking import MISS, RankingConfig, grouped
+from udfs.ranking import MISS, NOT_NEW, Predicted, RankingConfig, grouped
 from udfs.recommenders import Recommender, all_grown, grown
 
 HALF_LIVES: Final = (1_000.0, 8_000.0, 64_000.0, math.inf)  # in events
@@ -64,7 +63,6 @@ RANKERS: Final = (
 )
 # Which items a place is among.
 ALL, NEW, LEFT_OUT = range(3)
-NOT_NEW: Final = -2  # in the place of ``better``: the user met the item before
 _HOUR: Final = 3_600_000
 _TOPS_EVERY: Final = 1_000
 _ROOM: Final = 1_024  # the longest list, too
@@ -472,30 +470,6 @@ def _recommend(of: Parts, to: Scratch, user: int, time: int, s: Settings, out: A
         share = of.popular.weights[DECAYED, item] / of.popular.scales[DECAYED, 1]  # at most 1
         out[item] = to.scores[to.at[item]] if to.at[item] >= 0 else (lowest if n else 0.0) - 2.0 + share
     _clear(to, n)
-
-
-@dataclass
-class Predicted:
-    """What :meth:`Blend.test_then_learn` predicted: of the events that were wanted, in the order of their groups.
-
-    Attributes
-    ----------
-    events
-        Their places among those given, shape ``(n,)``.
-    better, ties
-        Where the item stood, shape ``(n, protocols, rankers)``; see :mod:`udfs.ranking`.
-    returning, head
-        Whether the user was known, and whether the item was a popular one, shape ``(n,)``.
-    offered
-        Numbers of the items in the lists that were made.
-    """
-
-    events: Array
-    better: Array
-    ties: Array
-    returning: Array
-    head: Array
-    offered: Array
 
 
 class Blend(Recommender):

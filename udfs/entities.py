@@ -11,8 +11,8 @@ import orjson
 
 from serving.schema import Field, Keys, encode_tile, encode_vector, sharded, tile_field, versions
 from udfs.learner import Learner
-from udfs.models import ITEM, USER
-from udfs.publisher import Author, Call, Entity, Word, packed_bytes, parts
+from udfs.models import ITEM, USER, RankingModel
+from udfs.publisher import Author, Call, Entity, Word, packed_bytes, packed_word, parts
 from udfs.rows import EncodedRows
 from udfs.tail import tail_number
 from udfs.tilefeed import OF_USER, RECORD, UNIT, split_pair, total, unescape
@@ -46,12 +46,17 @@ def learned_entities(
         }
         if width := 4 * learner.model.n_factors:
             values[Field.VECTOR] = packed_bytes(encode_vector(learner.model.vectors(family, rows.weights)), width)
+        for name, column in learner.model.more_fields(family, rows.weights).items():
+            values[name] = map(packed_word, column)
         if family == USER:
             values |= {Field.SHARD: repeat(shard), Field.SEEN: map(bytes.decode, rows.seen)}
         else:
             values[Field.POPULARITY] = map(repr, heads["popularity"].tolist())
         row_keys = [key_of(row_id) for row_id in rows.row_ids]
-        row_items = dict(zip(rows.row_ids, heads["seq"].tolist(), strict=True)) if family == ITEM else {}
+        seqs = heads["seq"].tolist()
+        if family == ITEM and isinstance(learner.model, RankingModel):
+            seqs = [learner.seq] * len(seqs)  # events of other items change a row, too
+        row_items = dict(zip(rows.row_ids, seqs, strict=True)) if family == ITEM else {}
         if learner.config.growth.has_tail:
             for at, row_id in enumerate(rows.row_ids):
                 if (shared := tail_number(row_id)) is not None:
@@ -60,10 +65,10 @@ def learned_entities(
         # Column by column: many entities are written at once, and a call for each number takes longer than all else.
         columns: list[Iterable[Word]] = [
             repeat(sharded(Field.VERSION, shard, of_shard)),
-            versions(author.epoch, author.attempt, heads["seq"].tolist()),
+            versions(author.epoch, author.attempt, seqs),
         ]
-        for name, column in values.items():
-            columns += (repeat(sharded(name, shard, of_shard)), column)
+        for name, words in values.items():
+            columns += (repeat(sharded(name, shard, of_shard)), words)
         entities += zip(row_keys, zip(*columns, strict=False), strict=False)
         items |= row_items
     return entities, items
@@ -105,6 +110,7 @@ def header_entity(learner: Learner, author: Author) -> Entity:
         "tail_rows": learner.config.growth.tail_rows if learner.config.growth.has_tail else 0,
         "metrics": orjson.dumps(summary["metrics"]),
         "summary": orjson.dumps(summary),
+        **learner.model.header_fields(),
     }.items():
         words += (name, value.decode() if isinstance(value, bytes) else value)
     # Not the batch's number: a replay need not cut the log as it was cut before. A header of the same seq is taken.

@@ -31,8 +31,9 @@ from udfs.growth import Bounds, GrowthConfig, Piece
 from udfs.ids import Group
 from udfs.interactions import Interactions, chosen
 from udfs.metrics import Prequential, since, values
-from udfs.models import ITEM, USER, Array, RowModel
+from udfs.models import ITEM, USER, Array, Diverged, RankingModel, RowModel
 from udfs.packing import pack_lines, unpack_lines
+from udfs.ranking import NOT_NEW, RankingConfig, RankingScores
 from udfs.rows import EncodedRows, Rows
 from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
 from udfs.tail import tail_number
@@ -64,6 +65,8 @@ class LearnerConfig:
         How many events are learned, stored and published at once.
     growth
         How many rows there may be, and for how long.
+    ranking
+        How models that rank are evaluated; None for not at all.
     repeatable
         A replay learns in the same order. False: only the order within a source is the same.
     records
@@ -80,6 +83,7 @@ class LearnerConfig:
     half_life: int = 7 * 86_400_000
     group: int = 200_000
     growth: GrowthConfig = field(default_factory=GrowthConfig)
+    ranking: RankingConfig | None = None
     repeatable: bool = True
     position_names: tuple[str, str] = ("file", "line")
     records: bool = False
@@ -132,6 +136,9 @@ class Learner:
         self.config = config
         self.model = model
         self.scores = Prequential(config.metrics)
+        self.ranking: RankingScores | None = None
+        if config.ranking is not None and isinstance(model, RankingModel):
+            self.ranking = RankingScores(config.ranking, model.rankers, model.baselines)
         self.rows = {family: Rows(family, ids) for family, ids in model.ids.items()}
         self.bounds = Bounds(config.growth, self.rows) if config.growth.is_bounded else None
         # How many rows were dropped, by family.
@@ -189,11 +196,21 @@ class Learner:
         if batch.ended:
             # The next input has a time of its own.
             self.released = None
-        for start in range(0, len(ready), self.config.group):
-            group = ready.part(start, start + self.config.group)
+        start = 0
+        while start < len(ready):
+            group = ready.part(start, self._group_end(ready, start, batch.watermark is not None))
+            start += len(group)
             yield self._learn(group) if self.bounds is None else self._learn_bounded(group, self.bounds)
         if not len(ready):
             yield self.nothing()
+
+    def _group_end(self, ready: Interactions, start: int, ordered: bool) -> int:
+        """Where the group that starts at a place ends. What happened at one time stays together for models that predict
+        it together, where it is in order: so groups do not depend on batches."""
+        end = min(start + self.config.group, len(ready))
+        if ordered and isinstance(self.model, RankingModel):
+            end = int(np.searchsorted(ready.times, ready.times[end - 1], side="right"))
+        return end
 
     def finished_batches(self) -> list[int]:
         """Forgets the batches of which nothing waits any more, and names them."""
@@ -273,13 +290,12 @@ class Learner:
     def _learn(self, events: Interactions, piece: Piece | None = None) -> Learned:
         """Learns events: on their own rows, or as ``piece`` says."""
         config, ids = self.config, self.model.ids
-        targets = self._targets(events)
         rows: Mapping[str, Sequence[str]] = piece.rows if piece else events.ids
         heirs = piece.heirs if piece else {}
         users = Group(ids[USER], rows[USER], heirs.get(USER))
         items = Group(ids[ITEM], rows[ITEM], heirs.get(ITEM))
         with np.errstate(all="ignore"):  # what overflows is found and rolled back
-            predictions, diverged = self.model.learn(users, items, targets)
+            targets, predictions, diverged = self._predicted(users, items, events)
         self.updated_at = max(self.updated_at, int(events.times.max()))
         self.latest = (events.user_ids[-1], events.item_ids[-1])
         letters = [self._letter(str(verdict), events, place) for place, verdict in diverged.items()]
@@ -289,9 +305,8 @@ class Learner:
             left = np.array([place for place in range(len(events)) if place not in diverged], dtype=np.intp)
             events, targets = events.take(left), targets[left]
             users, items = (Group(ids[family], chosen(rows[family], left)) for family in (USER, ITEM))
-        if config.clip is not None:
-            predictions = np.clip(predictions, *config.clip)
-        self.scores.update(targets, predictions)
+        if len(predictions):
+            self.scores.update(targets, predictions if config.clip is None else np.clip(predictions, *config.clip))
         self.rows[USER].count(users, events.times, self.seq + 1)
         self.rows[ITEM].count(items, events.times, self.seq + 1)
         self._remember(users, items, events.item_ids if piece else None)
@@ -303,7 +318,27 @@ class Learner:
             family: dict(zip(group.distinct, group.numbers.tolist(), strict=True))
             for family, group in ((USER, users), (ITEM, items))
         }
+        if isinstance(self.model, RankingModel):
+            also = self.model.also_changed()
+            touched[ITEM] |= zip(chosen(ids[ITEM].names, also), also.tolist(), strict=True)
         return Learned(touched, letters)
+
+    def _predicted(self, users: Group, items: Group, events: Interactions) -> tuple[Array, Array, dict[int, Diverged]]:
+        """Learns events; returns their targets, what was predicted of those that were learned, and what was not. Of a
+        model that ranks there are no predictions."""
+        if not isinstance(self.model, RankingModel):
+            targets = self._targets(events)
+            return targets, *self.model.learn(users, items, targets)
+        ranked = self.model.rank_then_learn(users, items, events.times, self.seq, self.config.ranking)
+        if self.ranking is not None:
+            counted = ranked.better[:, 0] != NOT_NEW
+            offered = chosen(items.ids.names, ranked.offered)
+            self.ranking.update(
+                ranked.better[counted], ranked.ties[counted], ranked.returning[counted], ranked.head[counted], offered
+            )
+            self.ranking.cut += ranked.cut
+        none = np.empty(0)
+        return none, none, {}
 
     def _targets(self, events: Interactions) -> Array:
         """What is learned of each event: its value if it is a rating, else the weight of its type."""
@@ -404,6 +439,8 @@ class Learner:
             header["counted"] = {family: tail.added for family, tail in self.bounds.tails.items()}
         if any(self.dropped.values()):
             header["dropped"] = self.dropped
+        if self.ranking is not None:
+            header["ranking"] = self.ranking.state()
         if self.positions:
             header["positions"] = self.positions
         if self.overdue is not None:
@@ -462,6 +499,9 @@ class Learner:
         self.dropped |= stored.get("dropped", {})
         self.positions = stored.get("positions", {})
         self.overdue = stored.get("overdue")
+        # Scores by another protocol, or of other rankers, are left behind.
+        if self.ranking is not None and "ranking" in stored and self.ranking.fits(stored["ranking"]):
+            self.ranking.restore(stored["ranking"])
         if self.overdue is None and stored.get("growth", {}) != self.config.growth.stored():
             self.overdue = self.reached
         self.deleted, self.requests = counts.get("deleted", 0), stored.get("requests", 0)
@@ -523,6 +563,7 @@ class Learner:
             "latest": self.latest,
             "metrics": values(self.scores.means),
             "metrics_run": values(since(self.scores.means, self.base["means"])),
+            "ranking": None if self.ranking is None else self.ranking.state(),
         }
 
 

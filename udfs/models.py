@@ -10,11 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from udfs.ids import Group, Ids
+
+if TYPE_CHECKING:
+    from udfs.ranking import Predicted, RankingConfig
 
 Array = np.ndarray[Any, Any]
 USER, ITEM = "user", "item"
@@ -146,3 +149,55 @@ class RowModel(ABC):
     @abstractmethod
     def pool(self, n: int, global_mean: float) -> None:
         """Takes ``global_mean`` for that of ``n`` records; nothing where the model has none."""
+
+    def more_fields(self, family: str, weights: Array) -> Mapping[str, Sequence[bytes]]:
+        """What readers of Redis get of rows besides bias and vector: by name of the field, bytes for each row in what
+        :meth:`encode_rows` gave."""
+        return {}
+
+    def header_fields(self) -> Mapping[str, bytes | str | int]:
+        """What readers of Redis get of the model besides its name and its global mean."""
+        return {}
+
+
+class RankingModel(RowModel):
+    """A model of implicit feedback: it learns who met what at which time, and ranks items instead of rating them.
+
+    An event may change the rows of other items, too.
+
+    Attributes
+    ----------
+    rankers
+        What is ranked by where it is evaluated: the model itself first.
+    baselines
+        Those of them that a recommender must beat.
+    """
+
+    rankers: Sequence[str]
+    baselines: Sequence[str]
+
+    def learn(self, users: Group, items: Group, ys: Array) -> tuple[Array, dict[int, Diverged]]:
+        """Learns interactions without their times; there are no predictions, and nothing diverges."""
+        self.rank_then_learn(users, items, np.arange(len(ys)), 0, None)
+        return np.zeros(len(ys)), {}
+
+    @abstractmethod
+    def rank_then_learn(
+        self, users: Group, items: Group, times: Array, first: int, config: RankingConfig | None
+    ) -> Predicted:
+        """Ranks those interactions that are to be evaluated before it learns them; events of a user at one time are one
+        group.
+
+        Parameters
+        ----------
+        times
+            In milliseconds, shape ``(n,)``, in order.
+        first
+            How many interactions were learned before.
+        config
+            What is evaluated, and how; None for nothing.
+        """
+
+    @abstractmethod
+    def also_changed(self) -> Array:
+        """The numbers of items whose rows have changed since this was last asked, besides those of the events."""

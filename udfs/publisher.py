@@ -402,6 +402,11 @@ def packed(entities: Iterable[Entity]) -> bytes:
     return _PACKER.encode([words for _, words in entities])
 
 
+def packed_word(data: bytes) -> msgspec.Raw:
+    """Bytes as one word, up to 64 KiB."""
+    return msgspec.Raw(b"\xda" + len(data).to_bytes(2, "big") + data)
+
+
 def packed_bytes(data: bytes, width: int) -> list[msgspec.Raw]:
     """Bytes in words of one width, up to 64 KiB each.
 

@@ -22,6 +22,7 @@ import numpy as np
 from udfs.models import Array, ModelError
 
 MISS: Final = -1  # in the place of ``better``: the item was not known
+NOT_NEW: Final = -2  # the user met the item before, and only new ones count
 METRICS: Final = ("hit", "ndcg", "mrr")
 SEGMENTS: Final = ("all", "new users", "returning users", "head items", "tail items")
 BLOCKS: Final = 20  # of which a window is made
@@ -82,6 +83,34 @@ class RankingConfig:
         """Which of ``n`` events are evaluated, the first of which is the shard's ``first``-th: shape ``(n,)``."""
         chosen: Array = np.arange(first, first + n) % self.every == 0
         return chosen
+
+
+@dataclass
+class Predicted:
+    """What was predicted of the events that are evaluated, in the order of their groups, before they were learned.
+
+    Attributes
+    ----------
+    events
+        Their places among those given, shape ``(n,)``.
+    better, ties
+        Where the item stood, shape ``(n, protocols, rankers)``, or of one protocol ``(n, rankers)``; see :func:`place`;
+        :data:`NOT_NEW` where it does not count.
+    returning, head
+        Whether the user was known, and whether the item was a popular one, shape ``(n,)``.
+    offered
+        Numbers of the items in the lists that were made.
+    cut
+        How many groups had begun in an earlier batch, and so were predicted as two.
+    """
+
+    events: Array
+    better: Array
+    ties: Array
+    returning: Array
+    head: Array
+    offered: Array
+    cut: int = 0
 
 
 def grouped(times: Array, users: Array) -> tuple[Array, Array]:
@@ -292,12 +321,16 @@ class RankingScores:
         ModelError
             If it is of another protocol, or of other rankers.
         """
-        if (state["protocol"], state["names"]) != (self.config.named(), self.names):
+        if not self.fits(state):
             raise ModelError(f"ranking: the state was scored by {state['protocol']} of {', '.join(state['names'])}")
         self.sums = np.array(state["sums"])
         self.blocks = [np.array(block) for block in state["blocks"]]
         self.offered = Distinct(bytes.fromhex(state["offered"]))
         self.cut = state["cut"]
+
+    def fits(self, state: Mapping[str, Any]) -> bool:
+        """Whether :meth:`restore` takes it: it was scored by this protocol, of these rankers."""
+        return (state["protocol"], state["names"]) == (self.config.named(), self.names)
 
     def values(self, known: int | None = None) -> dict[str, Any]:
         """The scores by segment and ranker, those of late, and what beat the model; None where nothing was scored.

@@ -18,7 +18,6 @@ from udfs.blend import (
     HALF_LIVES,
     LEFT_OUT,
     NEW,
-    NOT_NEW,
     OWN,
     POPS,
     RANKERS,
@@ -28,7 +27,7 @@ from udfs.blend import (
     Settings,
 )  # fmt: skip
 from udfs.embeddings import Embeddings
-from udfs.ranking import MISS, RankingConfig, place
+from udfs.ranking import MISS, NOT_NEW, RankingConfig, place
 
 SETTINGS = Settings(recent=4, window=3, window_near=4, keep=0.9, negatives=3)
 SIZE, TOPS = 6, 5
