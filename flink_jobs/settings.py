@@ -22,7 +22,7 @@ from serving.identity import key_from, key_of
 from serving.schema import span_ms
 from udfs import building, metrics
 from udfs.events import FIELDS
-from udfs.models import ModelError
+from udfs.models import ModelError, RankingModel
 from udfs.tail import BLOCK, MOST
 
 ENVIRONMENT: Final = "FRESHET_"
@@ -632,9 +632,17 @@ def _check_together(resolved: Resolved) -> None:
     if isinstance(max_weight, bool) or not isinstance(max_weight, int | float) or not 0 < max_weight < 1e150:
         raise SettingsError(f"model.max_weight: {max_weight!r} is not a number between 0 and 1e150")
     try:
-        building.build(name, resolved.model_params, float(max_weight))
+        model = building.build(name, resolved.model_params, float(max_weight))
     except ModelError as error:
         raise SettingsError(str(error)) from error
+    if isinstance(model, RankingModel):
+        growth = settings.growth
+        for bound, is_set in (("max_items", growth.max_items is not None), ("min_events", growth.min_events > 1)):
+            if is_set:
+                raise SettingsError(
+                    f"growth.{bound}: {name} links items to each other, and each keeps a row of its own: leave it out; "
+                    "growth.max_users and growth.expire_after bound the users"
+                )
     spans = settings.tiles.spans
     sizes = [span_ms(span) for span in spans]
     if sizes != sorted(set(sizes)) or any(large % sizes[0] for large in sizes):
