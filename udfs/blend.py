@@ -105,7 +105,7 @@ class Parts(NamedTuple):
     tops
         The most popular items of late, int32; -1 where there are less.
     marks
-        How many items are known, and how many events were learned, int64.
+        How many items are known, how many events were learned, and how many when ``tops`` were found, int64.
     draws
         State of the generator of negatives.
     changed
@@ -426,7 +426,9 @@ def _learn(of: Parts, to: Scratch, user: int, item: int, time: int, s: Settings)
     of.changed[item] = 1
     meet(of.met, user, item, time)
     of.marks[1] += 1
-    if of.marks[1] % _TOPS_EVERY == 0 or (of.marks[1] < _TOPS_EVERY and of.marks[1] % 50 == 0):
+    pause = max(_TOPS_EVERY, of.marks[0] // 4) if of.marks[1] >= _TOPS_EVERY else 50
+    if of.marks[1] >= of.marks[2] + pause:
+        of.marks[2] = of.marks[1]
         order = np.argsort(-of.popular.weights[DECAYED, : of.marks[0]], kind="mergesort")
         for at in range(min(len(of.tops), len(order))):
             of.tops[at] = order[at] if of.counts[order[at]] > 0.0 else -1
@@ -532,7 +534,7 @@ class Blend(Recommender):
         self.parts = Parts(
             histories(0, seen), links(0, neighbours), links(0, neighbours), vectors(0, n_factors),
             popularity(HALF_LIVES), self.counts, np.zeros(0), weights, np.full(weights.shape, caution), np.zeros(SUMS),
-            np.full(tops, -1, dtype=np.int32), np.zeros(2, dtype=np.int64), np.array([SEED ^ seed], dtype=np.uint64),
+            np.full(tops, -1, dtype=np.int32), np.zeros(3, dtype=np.int64), np.array([SEED ^ seed], dtype=np.uint64),
             np.zeros(0, dtype=np.uint8),
         )  # fmt: skip
         self._scratch = self._room(_ROOM)
