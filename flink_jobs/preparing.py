@@ -41,6 +41,7 @@ from udfs.growth import GrowthConfig
 from udfs.intake import IntakeConfig
 from udfs.learner import LearnerConfig
 from udfs.publisher import Publisher, draw_submission
+from udfs.ranking import RankingConfig
 from udfs.reading import FileFeed, IdleFeed, InputError, input_files, peak_density
 from udfs.requests import Journal
 from udfs.tally import Tally
@@ -306,6 +307,15 @@ def _event_format(resolved: Resolved, manifest: Manifest) -> EventFormat:
     )
 
 
+def ranking_of(resolved: Resolved) -> RankingConfig | None:
+    """How models that rank are evaluated."""
+    given = resolved.settings.ranking
+    if not given.every:
+        return None
+    held_out = given.groups == "held out"
+    return RankingConfig(given.k, held_out, given.repeats, given.others, given.every, given.window)
+
+
 def job_of(
     resolved: Resolved,
     manifest: Manifest,
@@ -384,6 +394,7 @@ def job_of(
                 tail_rows=growth.tail_rows,
                 tail_counters=growth.tail_counters,
             ),
+            ranking=ranking_of(resolved),
             repeatable=source.merged or resolved.time == "event",
             position_names=source.position_names,
             records=resolved.topic is not None,

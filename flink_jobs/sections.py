@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from serving.schema import span_ms
 from udfs import metrics
 from udfs.events import FIELDS
+from udfs.ranking import BLOCKS
 from udfs.tail import BLOCK, MOST
 
 
@@ -257,6 +258,15 @@ class KafkaSettings(_Section):
     properties: Annotated[dict[str, str], BeforeValidator(_texts)] = Field({}, description="client properties")
 
 
+class RankingSettings(_Section):
+    k: int = Field(10, ge=1, le=1_000, description="length of the lists")
+    every: int = Field(10, ge=0, description="each how many events one is evaluated; 0 is none")
+    window: int = Field(10_000, ge=BLOCKS, description="evaluated events that recent scores are over")
+    groups: Literal["held out", "event by event"] = Field("held out", description="what a user did at one time")
+    repeats: bool = Field(True, description="whether items count that the user met before")
+    others: Literal["ranked", "left out"] = Field("ranked", description="the other items of a group")
+
+
 class PrometheusSettings(_Section):
     port: Annotated[str, BeforeValidator(_ports)] | None = Field(
         None, description="where metrics are read, on all addresses; by default nowhere"
@@ -329,4 +339,5 @@ class Settings(_Section):
     learner: LearnerSettings = LearnerSettings()
     serving: ServingSettings = ServingSettings()
     growth: GrowthSettings = GrowthSettings()
+    ranking: RankingSettings = RankingSettings()
     cluster: ClusterSettings = ClusterSettings()

@@ -310,6 +310,11 @@ def _check_together(resolved: Resolved) -> None:
             f"dedup.horizon: {horizon!r} is less than out_of_orderness, {disorder!r}: "
             "an event would be forgotten while an older copy of it can still come"
         )
+    ranking = settings.ranking
+    if ranking.others == "left out" and ranking.groups != "held out":
+        raise SettingsError(
+            f"ranking.others: {ranking.others!r} is for groups that are held out, ranking.groups is {ranking.groups!r}"
+        )
     name, max_weight = resolved.model_name, settings.model.get("max_weight", building.DEFAULT_MAX_WEIGHT)
     if isinstance(max_weight, bool) or not isinstance(max_weight, int | float) or not 0 < max_weight < 1e150:
         raise SettingsError(f"model.max_weight: {max_weight!r} is not a number between 0 and 1e150")
