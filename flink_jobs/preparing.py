@@ -32,7 +32,7 @@ from flink_jobs.state import Manifest, StateFolder, StateInUse, may_go_on
 from serving.client import Unreachable
 from serving.connection import connect, server_of, without_password
 from serving.identity import fingerprint
-from serving.schema import Field, Keys, sharded, span_ms
+from serving.schema import LEARNED_OF_ITEM, Field, Keys, sharded, span_ms
 from udfs.building import build
 from udfs.events import EventFormat
 from udfs.generator import SOURCE as GENERATOR
@@ -201,9 +201,10 @@ def purge(connection: Any, keys: Keys) -> None:
 
 def forget_shards(connection: Any, keys: Keys, before: int, now: int) -> None:
     """Deletes what only the learners of so many shards before have written; what others wrote of an item stays."""
-    learned = (Field.VECTOR, Field.BIAS, Field.COUNT, Field.UPDATED_AT, Field.VERSION, Field.POPULARITY)
-    of_now = {sharded(name, shard, now) for name in learned for shard in range(now)}
-    fields = [f for name in learned for shard in range(before) if (f := sharded(name, shard, before)) not in of_now]
+    of_now = {sharded(name, shard, now) for name in LEARNED_OF_ITEM for shard in range(now)}
+    fields = [
+        f for name in LEARNED_OF_ITEM for shard in range(before) if (f := sharded(name, shard, before)) not in of_now
+    ]
     for shard in range(before) if fields else ():
         pipe = connection.pipeline(transaction=False)
         for member, _ in connection.zscan_iter(keys.items(shard), count=5_000):

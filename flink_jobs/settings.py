@@ -21,7 +21,7 @@ from serving.connection import without_password
 from serving.identity import key_from, key_of
 from serving.schema import span_ms
 from udfs import building
-from udfs.models import ModelError
+from udfs.models import ModelError, RankingModel
 
 ENVIRONMENT: Final = "FRESHET_"
 _MODEL_DEFAULT: Final = "biased_mf"
@@ -311,17 +311,26 @@ def _check_together(resolved: Resolved) -> None:
             "an event would be forgotten while an older copy of it can still come"
         )
     ranking = settings.ranking
-    if ranking.others == "left out" and ranking.groups != "held out":
+    if ranking.others == "left out" and (ranking.groups != "held out" or not ranking.repeats):
         raise SettingsError(
-            f"ranking.others: {ranking.others!r} is for groups that are held out, ranking.groups is {ranking.groups!r}"
+            f"ranking.others: {ranking.others!r} is for groups that are held out, with repeats; ranking.groups is "
+            f"{ranking.groups!r}, ranking.repeats is {str(ranking.repeats).lower()}"
         )
     name, max_weight = resolved.model_name, settings.model.get("max_weight", building.DEFAULT_MAX_WEIGHT)
     if isinstance(max_weight, bool) or not isinstance(max_weight, int | float) or not 0 < max_weight < 1e150:
         raise SettingsError(f"model.max_weight: {max_weight!r} is not a number between 0 and 1e150")
     try:
-        building.build(name, resolved.model_params, float(max_weight))
+        model = building.build(name, resolved.model_params, float(max_weight))
     except ModelError as error:
         raise SettingsError(str(error)) from error
+    if isinstance(model, RankingModel):
+        growth = settings.growth
+        for bound, is_set in (("max_items", growth.max_items is not None), ("min_events", growth.min_events > 1)):
+            if is_set:
+                raise SettingsError(
+                    f"growth.{bound}: {name} links items to each other, and each keeps a row of its own: leave it out; "
+                    "growth.max_users and growth.expire_after bound the users"
+                )
     spans = settings.tiles.spans
     sizes = [span_ms(span) for span in spans]
     if sizes != sorted(set(sizes)) or any(large % sizes[0] for large in sizes):

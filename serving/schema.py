@@ -34,6 +34,10 @@ class Field:
     SHARD = "shard"
     SEEN = "seen"
     SESSION = "session"
+    HISTORY = "history"
+    INPUTS = "inputs"
+    LINKS = "links"
+    STATS = "stats"
     CATALOGUE = "catalogue"
     TILE = "t:"
     ATTEMPT = "attempt"
@@ -42,6 +46,13 @@ class Field:
     REPUBLISH = "republish"
     REACHED = "reached"
     REPLAYED = "replayed"
+
+
+# What learners write of an item, each for its shard.
+LEARNED_OF_ITEM: Final = (
+    *(Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR, Field.POPULARITY),
+    *(Field.INPUTS, Field.LINKS, Field.STATS),
+)
 
 
 @dataclass(frozen=True)

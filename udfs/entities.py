@@ -9,7 +9,17 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from serving.schema import KEPT, Field, Keys, encode_tile, encode_vector, sharded, tile_field, versions
+from serving.schema import (
+    KEPT,
+    LEARNED_OF_ITEM,
+    Field,
+    Keys,
+    encode_tile,
+    encode_vector,
+    sharded,
+    tile_field,
+    versions,
+)
 from udfs import metrics
 from udfs.learner import Learner
 from udfs.models import ITEM, USER, RankingModel
@@ -45,9 +55,10 @@ def learned_entities(
             Field.UPDATED_AT: heads["updated_at"].tolist(),
             Field.BIAS: map(repr, learner.model.biases(family, rows.weights).tolist()),
         }
-        if width := 4 * learner.model.n_factors:
-            values[Field.VECTOR] = packed_bytes(encode_vector(learner.model.vectors(family, rows.weights)), width)
-        for name, column in learner.model.more_fields(family, rows.weights).items():
+        vectors = learner.model.vectors(family, rows.weights)
+        if width := 4 * vectors.shape[1]:
+            values[Field.VECTOR] = packed_bytes(encode_vector(vectors), width)
+        for name, column in learner.model.more_fields(family, rows.weights, rows.tails).items():
             values[name] = map(packed_word, column)
         if family == USER:
             values |= {Field.SHARD: repeat(shard), Field.SEEN: map(bytes.decode, rows.seen)}
@@ -82,9 +93,9 @@ def dropped_calls(learner: Learner, dropped: Mapping[str, Iterable[str]], author
     """
     calls: list[Call] = []
     keys, shard, shards, up_to = author.keys, author.shard, author.shards, author.version(learner.seq)
-    both = (Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR)
-    of_users = [*both, Field.SHARD, Field.SEEN]
-    of_items = [sharded(name, shard, shards) for name in (*both, Field.POPULARITY)]
+    of_users = [Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR]
+    of_users += [Field.SHARD, Field.SEEN, Field.HISTORY]
+    of_items = [sharded(name, shard, shards) for name in LEARNED_OF_ITEM]
     for family, key_of, fields in ((USER, keys.user, of_users), (ITEM, keys.item, of_items)):
         for part in parts(list(dropped.get(family, ()))):
             row_keys = [key_of(row_id) for row_id in part]

@@ -19,7 +19,8 @@ GROWTH = 1.02  # by how much an event weighs more than the one before
 class Counting(RankingModel):
     """Ranks items by how often they were met of late; ``popularity`` ranks them by how often they were met.
 
-    An item's row is its count and its faded count, as of the first event; a user's is how many events there were.
+    An item's row is its number, its count and its faded count, as of the first event; a user's is how many events there
+    were.
     """
 
     name = "counting"
@@ -95,12 +96,17 @@ class Counting(RankingModel):
         self.events, self.last = known["events"], tuple(known["last"])
 
     def encode_rows(self, family: str, row_ids: Sequence[str], numbers: Array) -> Array:
-        width = 1 if family == USER else 2
-        return np.array([self.rows[family][n] for n in numbers.tolist()], dtype="<f8").reshape(-1, width)
+        of = self.rows[family]
+        rows = [of[n] if family == USER else [n, *of[n]] for n in numbers.tolist()]
+        return np.array(rows, dtype="<f8").reshape(-1, 1 if family == USER else 3)
 
     def decode_rows(self, family: str, row_ids: Sequence[str], blobs: Sequence[bytes]) -> None:
         for number, blob in zip(self.ids[family].add(row_ids).tolist(), blobs, strict=True):
-            self.rows[family][number] = np.frombuffer(blob, dtype="<f8").tolist()
+            row = np.frombuffer(blob, dtype="<f8").tolist()
+            self.rows[family][number] = row if family == USER else row[1:]
+
+    def number(self, parts: Sequence[bytes]) -> Array:
+        return np.array([np.frombuffer(part[:8], dtype="<f8")[0] for part in parts], dtype=np.intp)
 
     def drop(self, family: str, row_ids: Sequence[str]) -> None:
         for number in self.ids[family].remove(row_ids).tolist():
