@@ -234,7 +234,5 @@ def test_settings_that_are_not_allowed_are_refused(values: dict[str, str]) -> No
 
 @pytest.mark.parametrize("besides", [{"groups": "event by event"}, {"repeats": "false"}])
 def test_others_are_left_out_of_groups_that_are_held_out_with_repeats(besides: dict[str, str]) -> None:
-    with pytest.raises(
-        SettingsError, match=r"^ranking\.others: .left out. is for groups .*, with repeats"
-    ):
+    with pytest.raises(SettingsError, match=r"^ranking\.others: .left out. is for groups .*, with repeats"):
         ranking_settings(others="left out", **besides)
