@@ -308,6 +308,15 @@ def _event_format(resolved: Resolved, manifest: Manifest) -> EventFormat:
     )
 
 
+def ranking_of(resolved: Resolved) -> RankingConfig | None:
+    """How models that rank are evaluated."""
+    given = resolved.settings.ranking
+    if not given.every:
+        return None
+    held_out = given.groups == "held out"
+    return RankingConfig(given.k, held_out, given.repeats, given.others, given.every, given.window)
+
+
 def job_of(
     resolved: Resolved,
     manifest: Manifest,
@@ -378,7 +387,6 @@ def job_of(
             metrics=tuple(settings.metrics),
             seen=serving.seen,
             half_life=span_ms(serving.half_life),
-            ranking=RankingConfig(every=10),
             growth=GrowthConfig(
                 max_users=growth.max_users,
                 max_items=growth.max_items,
@@ -387,6 +395,7 @@ def job_of(
                 tail_rows=growth.tail_rows,
                 tail_counters=growth.tail_counters,
             ),
+            ranking=ranking_of(resolved),
             repeatable=source.merged or resolved.time == "event",
             position_names=source.position_names,
             records=resolved.topic is not None,

@@ -113,6 +113,26 @@ class Recommendations:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """How well a shard did at a time (wall clock, epoch ms), when it had learned ``seq`` events.
+
+    Attributes
+    ----------
+    metrics
+        Errors of a model that predicts values, over its life: ``mae``, ``rmse``, ..., ``n``; None of one that ranks.
+    ranking
+        Of one that ranks: ``protocol``, and by the name of each ranker ``hit``, ``ndcg``, ``mrr`` and ``n``, in ``all``
+        over the model's life, in ``recent`` over the last events. The model itself comes first.
+    """
+
+    time: int
+    shard: int
+    seq: int
+    metrics: Mapping[str, Any] | None = None
+    ranking: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class ModelHeader:
     """A shard's header.
 
@@ -219,6 +239,13 @@ class Client:
             updated_at=int(fields[b"updated_at"]),
             blend=blend.BlendHeader.parse(fields[b"blend"]) if b"blend" in fields else None,
         )
+
+    @_reaching
+    def metrics(self, n: int = 100) -> Sequence[Scores]:
+        """How well the model did of late: the last ``n`` entries of all shards, the newest last."""
+        entries = self._redis.zrange(self.keys.metrics, -n, -1) if n > 0 else []
+        read = map(orjson.loads, entries)
+        return [Scores(e["time"], e["shard"], e["seq"], e.get("metrics"), e.get("ranking")) for e in read]
 
     @_reaching
     def known_items(self) -> set[str]:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+KEPT: Final = 10_000  # entries of the metrics' history
 SPAN_UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -86,6 +87,11 @@ class Keys:
     def ledger(self) -> str:
         """Hash with the counts of the log: read, rejected, late, duplicate."""
         return f"{self.prefix}:ledger"
+
+    @property
+    def metrics(self) -> str:
+        """Sorted set of JSON objects, the last :data:`KEPT`: how well a shard did at a time, the score, in ms."""
+        return f"{self.prefix}:metrics"
 
     @property
     def fence(self) -> str:

@@ -11,7 +11,7 @@ import orjson
 
 from serving.blend import DECAYED, HISTORY, LINKS, STATS
 from serving.schema import Field
-from udfs.blend import ALL, BLEND, LEFT_OUT, NEW, POPS, RANKERS, Blend
+from udfs.blend import ALL, BLEND, LEFT_OUT, NEW, POPS, Blend
 from udfs.history import BASKET, EVENTS, HELD, SIZE
 from udfs.ids import Group
 from udfs.models import ITEM, USER, Array, Columns, ModelError, RankingModel
@@ -19,7 +19,7 @@ from udfs.popularity import divided, logarithms
 from udfs.ranking import Predicted, RankingConfig
 
 _LAYOUT: Final = 1
-_EVALUATED: Final = (BLEND, 1 + DECAYED, POPS)
+_EVALUATED: Final = (BLEND, 1 + DECAYED, POPS)  # in the order of the model's rankers
 # What lies in the header as it is in memory.
 _ARRAYS: Final = ("weights", "squares", "scales", "tops", "marks", "draws")
 
@@ -63,7 +63,7 @@ class BlendModel(RankingModel):
 
     name = "blend"
     families = (USER, ITEM)
-    rankers = tuple(RANKERS[at] for at in _EVALUATED)
+    rankers = ("blend", "decayed popularity", "popularity")
     baselines = rankers[1:]
 
     def __init__(self, blend: Blend) -> None:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import orjson
 
-from serving.schema import LEARNED_OF_ITEM, Field, Keys, encode_tile, encode_vector, sharded, tile_field, versions
+from serving.schema import (
+    KEPT,
+    LEARNED_OF_ITEM,
+    Field,
+    Keys,
+    encode_tile,
+    encode_vector,
+    sharded,
+    tile_field,
+    versions,
+)
+from udfs import metrics
 from udfs.learner import Learner
 from udfs.models import ITEM, USER, RankingModel
 from udfs.publisher import Author, Call, Entity, Word, packed_bytes, packed_word, parts
@@ -116,6 +127,26 @@ def header_entity(learner: Learner, author: Author) -> Entity:
         words += (name, value.decode() if isinstance(value, bytes) else value)
     # Not the batch's number: a replay need not cut the log as it was cut before. A header of the same seq is taken.
     return author.keys.model(author.shard), [Field.VERSION, author.version(learner.seq).decode(), *words]
+
+
+def history_calls(learner: Learner, author: Author, now: int) -> list[Call]:
+    """The calls that add how well a learner does at a time, the wall clock in ms, to the metrics' history; none before
+    anything was scored. Made again they change nothing."""
+    scores: dict[str, Any]
+    if learner.ranking is not None:
+        shown = learner.ranking.values()
+        scores = {"ranking": {name: shown[name] for name in ("protocol", "all", "recent")}}
+        n = shown["all"][learner.ranking.names[0]]["n"]
+    else:
+        scores = {"metrics": metrics.values(learner.scores.means)}
+        n = scores["metrics"]["n"]
+    if not n:
+        return []
+    key, entry = author.keys.metrics, {"time": now, "shard": author.shard, "seq": learner.seq, **scores}
+    return [
+        ("shard_note", [], ("ZADD", key, now, orjson.dumps(entry))),
+        ("shard_note", [], ("ZREMRANGEBYRANK", key, 0, -1 - KEPT)),
+    ]
 
 
 def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str], part: int) -> list[Entity]:
