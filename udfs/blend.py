@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from serving.blend import DECAYED, FADE
-from udfs.embeddings import SEED, Vectors, begun, dot, embed, gather, vectors
+from udfs.embeddings import Vectors, begun, dot, embed, gather, sample, vectors
 from udfs.history import BASKET, EVENTS, SIZE, Histories, found, histories, in_basket, meet
 from udfs.jit import njit
 from udfs.links import Links, accompany, add_row, follow, links
@@ -65,6 +65,7 @@ RANKERS: Final = (
 ALL, NEW, LEFT_OUT = range(3)
 _HOUR: Final = 3_600_000
 _TOPS_EVERY: Final = 1_000
+_LN2: Final = math.log(2.0)
 _ROOM: Final = 1_024  # the longest list, too
 
 
@@ -78,13 +79,15 @@ class Settings(NamedTuple):
     beta: float = 0.1
     window: int = 3
     reverse: float = 1.0
-    window_near: int = 20
+    window_near: int = 5
     keep: float = 0.999
     recent_embedded: int = 5
     gamma_embedded: float = 0.7
     negatives: int = 20
     rate_embedded: float = 0.15
     rate: float = 0.3
+    teach_first: int = 100_000
+    teach_every: int = 10
 
 
 class Parts(NamedTuple):
@@ -106,8 +109,6 @@ class Parts(NamedTuple):
         The most popular items of late, int32; -1 where there are less.
     marks
         How many items are known, how many events were learned, and how many when ``tops`` were found, int64.
-    draws
-        State of the generator of negatives.
     changed
         Of each item, whether its row has changed since someone looked, uint8.
     """
@@ -124,7 +125,6 @@ class Parts(NamedTuple):
     scales: Array
     tops: Array
     marks: Array
-    draws: Array
     changed: Array
 
 
@@ -138,11 +138,10 @@ class Scratch(NamedTuple):
     items
         Candidates: first what the user met, in the order of the user's row.
     sums, features, scores, shares, one
-        Of candidates: sums over links, features, scores, their softmax, and the scores by one learner.
-    mean, gradient
+        Of candidates: sums over links, features, both shape ``(..., items)``, scores, the slopes of the cross entropy
+        by them, and the scores by one learner.
+    mean, gradient, negatives
         Of embeddings.
-    weights, slopes
-        Of features: the weights of the contexts that hold, and gradients.
     contexts
         Those that hold.
     """
@@ -156,8 +155,7 @@ class Scratch(NamedTuple):
     one: Array
     mean: Array
     gradient: Array
-    weights: Array
-    slopes: Array
+    negatives: Array
     contexts: Array
 
 
@@ -186,13 +184,37 @@ def _candidates(of: Parts, to: Scratch, user: int, time: int, s: Settings) -> in
             to.items[n], to.at[item] = item, n
             n += 1
     for at in range(n):
-        item = to.items[at]
-        frequent, linked = of.counts[item] ** s.beta, math.sqrt(max(of.near.sums[item], 1.0))
-        to.sums[SHORT, at] /= frequent
-        to.sums[LONG, at] /= frequent
+        linked = math.sqrt(max(of.near.sums[to.items[at]], 1.0))
         to.sums[NEAR, at] /= linked
         to.sums[BASKETED, at] /= linked
+    if s.beta:
+        for at in range(n):
+            if to.sums[SHORT, at] > 0.0:
+                frequent = of.counts[to.items[at]] ** s.beta
+                to.sums[SHORT, at] /= frequent
+                to.sums[LONG, at] /= frequent
     return n
+
+
+@njit(cache=True)
+def _logarithms(values: Array, exponents: Array) -> None:
+    r"""Natural logarithms of positive numbers, in place, to 1e-13: several at a time, and the same on every machine.
+
+    With $x = 2^e m$ and m between $\sqrt{1/2}$ and $\sqrt 2$: $\ln x = e \ln 2 + 2 \operatorname{artanh}((m-1)/(m+1))$,
+    the latter by its series. ``exponents`` is scratch.
+    """
+    bits = values.view(np.int64)
+    for at in range(len(values)):
+        exponent = (bits[at] - 0x3FE6A09E667F3BCD) >> 52
+        bits[at] -= exponent << 52
+        exponents[at] = exponent
+    for at in range(len(values)):
+        ratio = (values[at] - 1.0) / (values[at] + 1.0)
+        square = ratio * ratio
+        series = 1 / 13 + square / 15
+        series = 1 / 7 + square * (1 / 9 + square * (1 / 11 + square * series))
+        series = 1.0 + square * (1 / 3 + square * (1 / 5 + square * series))
+        values[at] = exponents[at] * _LN2 + 2.0 * ratio * series
 
 
 @njit(cache=True)
@@ -200,33 +222,43 @@ def _describe(of: Parts, to: Scratch, user: int, time: int, n: int, s: Settings)
     """The features of candidates, and the contexts that hold; returns the weight of the embeddings' mean."""
     met, popular = of.met, of.popular
     embedded = gather(of.vectors, met, user, s.recent_embedded, s.gamma_embedded, to.mean) if user >= 0 else 0.0
+    for h in range(POPS):
+        # Against the share that each item has on average.
+        x, weights, factor = to.features[h], popular.weights[h], of.marks[0] / popular.scales[h, 1] if n else 0.0
+        for at in range(n):
+            x[at] = 1.0 + weights[to.items[at]] * factor
+        _logarithms(x[:n], to.one)
+    for k in range(SUMS):
+        x, sums = to.features[POPS + k], to.sums[k]
+        if of.scales[k] > 0.0:
+            factor = 2.0 / of.scales[k]
+            for at in range(n):
+                x[at] = 1.0 + factor * sums[at]
+        else:
+            for at in range(n):
+                x[at] = 3.0 if sums[at] > 0.0 else 1.0
+        _logarithms(x[:n], to.one)
     for at in range(n):
-        item, x = to.items[at], to.features[at]
-        x[:OWN] = 0.0
-        for h in range(POPS):
-            # Against the share that each item has on average.
-            x[h] = math.log1p(popular.weights[h, item] / popular.scales[h, 1] * of.marks[0])
-        for k in range(SUMS):
-            if to.sums[k, at] > 0.0:
-                x[POPS + k] = math.log1p(2.0 * to.sums[k, at] / of.scales[k]) if of.scales[k] > 0.0 else math.log(3.0)
-        if embedded > 0.0:
-            x[EMBEDDED] = dot(to.mean, of.vectors.outputs[item])
+        to.features[EMBEDDED, at] = dot(to.mean, of.vectors.outputs[to.items[at]]) if embedded > 0.0 else 0.0
     held = in_basket(met, user, time) if user >= 0 else 0
     size, basket = 0, 1
     if user >= 0:
         size, basket = met.marks[user, SIZE], met.marks[user, BASKET] + (1 if held == 0 else 0)
     for at in range(size):
-        item, x = to.items[at], to.features[at]
+        item, x = to.items[at], to.features[:, at]
         since, count = basket - met.baskets[user, at], met.counts[user, at]
         x[OWN] = 1.0
         x[OWN + 1], x[OWN + 2], x[OWN + 3] = count >= 2, count >= 3, count >= 5
         x[OWN + 4], x[OWN + 5], x[OWN + 6], x[OWN + 7] = since >= 2, since >= 3, since >= 5, since >= 9
         x[OWN + 8] = since == 0
-        x[OWN + 9] = math.log(count / max(basket - 1, 1))
-        x[OWN + 10] = math.log((of.repeated[item] + 0.1) / (of.counts[item] + 1.0))
-        x[OWN + 11] = math.log1p(size - 1 - at)
-        x[OWN + 12] = math.log(met.rates[user, at] * FADE**since + 0.05)
-        x[AGAIN:] = x[:OWN]
+        x[OWN + 9] = count / max(basket - 1, 1)
+        x[OWN + 10] = (of.repeated[item] + 0.1) / (of.counts[item] + 1.0)
+        x[OWN + 11] = size - at
+        x[OWN + 12] = met.rates[user, at] * FADE**since + 0.05
+    for f in range(OWN + 9, AGAIN):
+        _logarithms(to.features[f, :size], to.one)
+    for f in range(OWN):
+        to.features[AGAIN + f, :size] = to.features[f, :size]
     events = met.marks[user, EVENTS] if user >= 0 else 0
     past = time - met.times[user] if user >= 0 else 0
     to.contexts[0] = 0
@@ -238,23 +270,15 @@ def _describe(of: Parts, to: Scratch, user: int, time: int, n: int, s: Settings)
 
 @njit(cache=True)
 def _score(of: Parts, to: Scratch, size: int, n: int) -> None:
-    """The scores of candidates, the first ``size`` of which the user met, and their softmax."""
-    to.weights[:] = 0.0
-    for k in range(_AT_ONCE):
-        for f in range(WIDTH):
-            to.weights[f] += of.weights[to.contexts[k], f]
-    highest, total = -np.inf, 0.0
-    for at in range(n):
-        value = 0.0
-        for f in range(WIDTH if at < size else OWN):
-            value += to.weights[f] * to.features[at, f]
-        to.scores[at] = value
-        highest = max(highest, value)
-    for at in range(n):
-        to.shares[at] = math.exp(to.scores[at] - highest)
-        total += to.shares[at]
-    for at in range(n):
-        to.shares[at] /= total
+    """The scores of candidates, the first ``size`` of which the user met."""
+    to.scores[:n] = 0.0
+    for f in range(WIDTH):
+        weight = 0.0
+        for k in range(_AT_ONCE):
+            weight += of.weights[to.contexts[k], f]
+        x = to.features[f]
+        for at in range(n if f < OWN else size):
+            to.scores[at] += weight * x[at]
 
 
 @njit(cache=True)
@@ -269,22 +293,37 @@ def _teach(of: Parts, to: Scratch, items: Array, size: int, n: int, rate: float)
                 of.scales[k] += (to.sums[k, at] - of.scales[k]) * (1e-5 if of.scales[k] > 0.0 else 1.0)
     if hits == 0:
         return
-    to.slopes[:] = 0.0
+    highest, total, shares = to.scores[:n].max(), 0.0, to.shares
     for at in range(n):
-        for f in range(WIDTH if at < size else OWN):
-            to.slopes[f] += hits * to.shares[at] * to.features[at, f]
+        shares[at] = math.exp(to.scores[at] - highest)
+        total += shares[at]
+    for at in range(n):
+        shares[at] *= hits / total
     for item in items:
         if to.at[item] >= 0:
-            for f in range(WIDTH if to.at[item] < size else OWN):
-                to.slopes[f] -= to.features[to.at[item], f]
-    for k in range(_AT_ONCE):
-        weights, squares = of.weights[to.contexts[k]], of.squares[to.contexts[k]]
-        for f in range(WIDTH):
-            # The root keeps a basket of hundreds from having as much to say as hundreds of baskets.
-            slope = to.slopes[f] / math.sqrt(hits)
-            if slope != 0.0:
-                squares[f] += slope * slope
-                weights[f] -= rate * slope / math.sqrt(squares[f])
+            shares[to.at[item]] -= 1.0
+    # The root keeps a basket of hundreds from having as much to say as hundreds of baskets.
+    scale = 1.0 / math.sqrt(hits)
+    for f in range(WIDTH):
+        slope = _product(shares, to.features[f], n if f < OWN else size) * scale
+        if slope != 0.0:
+            for k in range(_AT_ONCE):
+                of.squares[to.contexts[k], f] += slope * slope
+                of.weights[to.contexts[k], f] -= rate * slope / math.sqrt(of.squares[to.contexts[k], f])
+
+
+@njit(cache=True)
+def _product(left: Array, right: Array, n: int) -> float:
+    """A dot product in four sums side by side, the same on every machine."""
+    a, b, c, d, fours = 0.0, 0.0, 0.0, 0.0, n - n % 4
+    for at in range(0, fours, 4):
+        a += left[at] * right[at]
+        b += left[at + 1] * right[at + 1]
+        c += left[at + 2] * right[at + 2]
+        d += left[at + 3] * right[at + 3]
+    for at in range(fours, n):
+        a += left[at] * right[at]
+    return (a + b) + (c + d)
 
 
 @njit(cache=True)
@@ -304,6 +343,21 @@ def _one(of: Parts, to: Scratch, user: int, basket: int, size: int, ranker: int,
     elif FIRST_SUM <= ranker < EMBEDDINGS:
         for at in range(n):
             to.one[at] = to.sums[ranker - FIRST_SUM, at]
+
+
+@njit(cache=True)
+def _place(scores: Array, counts: Array, item: int) -> tuple[int, int]:
+    """How many known items score better, and how many others the same."""
+    mine, first, same = scores[item], 0, 0
+    for other in range(len(scores)):
+        first += scores[other] > mine
+        same += scores[other] == mine
+    if mine <= 0.0:  # elsewhere an item that is not known yet, which has 0, does not count
+        for other in range(len(scores)):
+            if counts[other] == 0.0:
+                first -= scores[other] > mine
+                same -= scores[other] == mine
+    return first, same - 1
 
 
 @njit(cache=True)
@@ -331,10 +385,11 @@ def _left_out(
 
 @njit(cache=True)
 def _places(
-    of: Parts, to: Scratch, user: int, time: int, item: int, group: Array, n: int, embedded: float, rankers: Array,
-    protocols: Array, better: Array, ties: Array,
+    of: Parts, to: Scratch, user: int, time: int, item: int, group: Array, n: int, embedded: float,
+    decayed: tuple[int, int], rankers: Array, protocols: Array, better: Array, ties: Array,
 ) -> None:  # fmt: skip
-    """Counts where an item stands by each ranker and protocol; ``better`` and ``ties`` are of that shape."""
+    """Counts where an item stands by each ranker and protocol; ``better`` and ``ties`` are of that shape.
+    ``decayed`` is where it stands by decayed popularity."""
     size = of.met.marks[user, SIZE]
     basket = of.met.marks[user, BASKET] + (1 if in_basket(of.met, user, time) == 0 else 0)
     known = of.marks[0]
@@ -358,11 +413,10 @@ def _places(
             same -= 1
         else:
             mine = popular[item]
-            for other in range(known):
-                if of.counts[other] > 0.0:
-                    first += popular[other] > mine
-                    same += popular[other] == mine
-            same -= 1
+            if dense and ranker != 1 + DECAYED:
+                first, same = _place(popular[:known], of.counts, item)
+            else:
+                first, same = decayed
             if not dense:
                 for at in range(n):  # what has a score comes first, however popular
                     other = to.items[at]
@@ -408,15 +462,16 @@ def _clear(to: Scratch, n: int) -> None:
 
 
 @njit(cache=True)
-def _learn(of: Parts, to: Scratch, user: int, item: int, time: int, s: Settings) -> None:
+def _learn(of: Parts, to: Scratch, user: int, item: int, time: int, s: Settings, seed: int) -> None:
     follow(of.follows, of.met, user, item, s.window, s.reverse, s.keep)
     accompany(of.near, of.met, user, item, s.window_near, s.keep)
     of.repeated[item] += found(of.met, user, item) >= 0
     of.counts[item] += 1.0
     of.marks[0] = max(of.marks[0], item + 1)
+    sample(seed, of.marks[1], of.marks[0], to.negatives)
     embed(
-        of.vectors, of.met, user, item, of.counts, of.marks[0], s.recent_embedded, s.gamma_embedded, s.negatives,
-        s.rate_embedded, of.draws, of.changed, to.mean, to.gradient,
+        of.vectors, of.met, user, item, of.counts, s.recent_embedded, s.gamma_embedded, to.negatives, s.rate_embedded,
+        of.changed, to.mean, to.gradient,
     )  # fmt: skip
     popularise(of.popular, item)
     reach = max(s.window, s.window_near, s.recent_embedded)
@@ -437,34 +492,36 @@ def _learn(of: Parts, to: Scratch, user: int, item: int, time: int, s: Settings)
 @njit(cache=True)
 def _test_then_learn(
     of: Parts, to: Scratch, users: Array, items: Array, times: Array, starts: Array, wanted: Array, s: Settings,
-    rankers: Array, protocols: Array, head: float, better: Array, ties: Array, returning: Array, popular: Array,
-    offered: Array,
+    seed: int, rankers: Array, protocols: Array, head: float, better: Array, ties: Array, returning: Array,
+    popular: Array, offered: Array,
 ) -> None:  # fmt: skip
-    """Predicts each group with a wanted event, steps the weights, and learns it."""
+    """Learns each group, after it has predicted it where an event is wanted, or the weights are to step."""
     for group in range(len(starts) - 1):
         first, end = starts[group], starts[group + 1]
-        user, time = users[first], times[first]
-        if wanted[first:end].any():
+        user, time, learned = users[first], times[first], of.marks[1]
+        teaching = learned < s.teach_first or -learned % s.teach_every < end - first
+        asked = wanted[first:end].any()
+        if teaching or asked:
             n = _candidates(of, to, user, time, s)
             embedded = _describe(of, to, user, time, n, s)
             _score(of, to, of.met.marks[user, SIZE], n)
-            _best(to, n, offered[group])
+            if asked:
+                _best(to, n, offered[group])
             for event in range(first, end):
                 item = items[event]
                 returning[event] = of.met.marks[user, EVENTS] > 0
                 if wanted[event] and of.counts[item] > 0.0:
+                    decayed = _place(of.popular.weights[DECAYED, : of.marks[0]], of.counts, item)
+                    popular[event] = decayed[0] < head * of.marks[0]
                     _places(
-                        of, to, user, time, item, items[first:end], n, embedded, rankers, protocols, better[event],
-                        ties[event],
+                        of, to, user, time, item, items[first:end], n, embedded, decayed, rankers, protocols,
+                        better[event], ties[event],
                     )  # fmt: skip
-                    more = 0
-                    for other in range(of.marks[0]):
-                        more += of.popular.weights[DECAYED, other] > of.popular.weights[DECAYED, item]
-                    popular[event] = more < head * of.marks[0]
-            _teach(of, to, items[first:end], of.met.marks[user, SIZE], n, s.rate)
+            if teaching:
+                _teach(of, to, items[first:end], of.met.marks[user, SIZE], n, s.rate)
             _clear(to, n)
         for event in range(first, end):
-            _learn(of, to, user, items[event], time, s)
+            _learn(of, to, user, items[event], time, s, seed)
 
 
 @njit(cache=True)
@@ -534,8 +591,7 @@ class Blend(Recommender):
         self.parts = Parts(
             histories(0, seen), links(0, neighbours), links(0, neighbours), vectors(0, n_factors),
             popularity(HALF_LIVES), self.counts, np.zeros(0), weights, np.full(weights.shape, caution), np.zeros(SUMS),
-            np.full(tops, -1, dtype=np.int32), np.zeros(3, dtype=np.int64), np.array([SEED ^ seed], dtype=np.uint64),
-            np.zeros(0, dtype=np.uint8),
+            np.full(tops, -1, dtype=np.int32), np.zeros(3, dtype=np.int64), np.zeros(0, dtype=np.uint8),
         )  # fmt: skip
         self._scratch = self._room(_ROOM)
         self._begun = 0
@@ -543,10 +599,10 @@ class Blend(Recommender):
     def _room(self, items: int) -> Scratch:
         scores, shares, one = np.zeros((3, items))
         mean, gradient = np.zeros((2, self.n_factors), dtype=np.float32)
-        weights, slopes = np.zeros((2, WIDTH))
+        negatives = np.zeros(self.settings.negatives, dtype=np.int64)
         return Scratch(
             np.full(items, -1, dtype=np.int32), np.zeros(items, dtype=np.int32), np.zeros((SUMS, items)),
-            np.zeros((items, WIDTH)), scores, shares, one, mean, gradient, weights, slopes,
+            np.zeros((WIDTH, items)), scores, shares, one, mean, gradient, negatives,
             np.zeros(_AT_ONCE, dtype=np.int64),
         )  # fmt: skip
 
@@ -565,7 +621,7 @@ class Blend(Recommender):
             self._scratch = self._room(max(len(self.counts), _ROOM))
 
     def learn_numbers(self, users: Array, items: Array, times: Array) -> None:
-        self.rank_then_learn(users, items, times, np.ones(len(users), dtype=np.bool_), RankingConfig(), (), ())
+        self.rank_then_learn(users, items, times, np.zeros(len(users), dtype=np.bool_), RankingConfig(), (), ())
 
     def test_then_learn(
         self,
@@ -584,7 +640,7 @@ class Blend(Recommender):
         times
             In order; a group must be whole, or it is predicted as two.
         wanted
-            Which events are evaluated, shape ``(n,)``. The groups of these teach the weights.
+            Which events are evaluated, shape ``(n,)``.
         rankers, protocols
             What is counted: :data:`RANKERS` by their places, and :data:`ALL`, :data:`NEW`, :data:`LEFT_OUT`.
         """
@@ -606,8 +662,8 @@ class Blend(Recommender):
         chosen = wanted[order]
         _test_then_learn(
             self.parts, self._scratch, users[order], items[order], times[order], starts, chosen, self.settings,
-            np.array(rankers, dtype=np.int64), np.array(protocols, dtype=np.int64), config.head, better, ties,
-            returning, head, offered,
+            self.seed, np.array(rankers, dtype=np.int64), np.array(protocols, dtype=np.int64), config.head, better,
+            ties, returning, head, offered,
         )  # fmt: skip
         return Predicted(
             order[chosen], better[chosen], ties[chosen], returning[chosen], head[chosen], offered[offered >= 0]

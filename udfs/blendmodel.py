@@ -21,7 +21,7 @@ from udfs.ranking import Predicted, RankingConfig
 _LAYOUT: Final = 1
 _EVALUATED: Final = (BLEND, 1 + DECAYED, POPS)  # in the order of the model's rankers
 # What lies in the header as it is in memory.
-_ARRAYS: Final = ("weights", "squares", "scales", "tops", "marks", "draws")
+_ARRAYS: Final = ("weights", "squares", "scales", "tops", "marks")
 
 
 def _item_row(n_factors: int) -> Any:

@@ -15,6 +15,7 @@ from udfs.models import Array
 from udfs.recommenders import Recommender, all_grown
 
 SEED: Final = 0x9E3779B97F4A7C15
+BLOCK: Final = 16  # events that share what is drawn
 
 
 class Vectors(NamedTuple):
@@ -69,6 +70,20 @@ def draw(state: Array) -> int:
 
 
 @njit(cache=True)
+def sample(seed: int, event: int, known: int, out: Array) -> None:
+    """Numbers of items, drawn evenly from the first ``known``, into ``out``.
+
+    The events of a block get the same ones, so that few rows change. They follow from the seed and the number of the
+    block, so no generator has a state, and batches may be cut anywhere.
+    """
+    for at in range(len(out)):
+        x = np.uint64(seed) + np.uint64((event // BLOCK) * len(out) + at + 1) * np.uint64(SEED)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        out[at] = np.int64(((x >> np.uint64(32)) * np.uint64(known)) >> np.uint64(32))
+
+
+@njit(cache=True)
 def dot(left: Array, right: Array) -> float:
     """A dot product of float32 in eight sums side by side, the same on every machine."""
     zero = np.float32(0.0)
@@ -109,11 +124,10 @@ def gather(of: Vectors, met: Histories, user: int, recent: int, gamma: float, ou
 
 @njit(cache=True)
 def embed(
-    of: Vectors, met: Histories, user: int, item: int, counts: Array, known: int, recent: int, gamma: float,
-    negatives: int, rate: float, state: Array, changed: Array, mean: Array, gradient: Array,
+    of: Vectors, met: Histories, user: int, item: int, counts: Array, recent: int, gamma: float, negatives: Array,
+    rate: float, changed: Array, mean: Array, gradient: Array,
 ) -> None:  # fmt: skip
-    """Learns that the user met the item, and not ``negatives`` items drawn from the first ``known``, which it marks in
-    ``changed``.
+    """Learns that the user met the item, and not the ``negatives``, which it marks in ``changed``.
 
     ``mean`` and ``gradient`` are scratch, shape ``(f,)``.
     """
@@ -123,10 +137,10 @@ def embed(
     width = len(mean)
     gradient[:] = 0.0
     length = dot(mean, mean) / width
-    for drawn in range(negatives + 1):
+    for drawn in range(len(negatives) + 1):
         other = item
         if drawn:
-            other = draw(state) % known
+            other = negatives[drawn - 1]
             if other == item or counts[other] == 0.0:
                 continue
             changed[other] = 1
@@ -153,15 +167,17 @@ def embed(
 @njit(cache=True)
 def _learn_embeddings(
     users: Array, items: Array, times: Array, of: Vectors, met: Histories, counts: Array, known: Array, recent: int,
-    gamma: float, negatives: int, rate: float, state: Array,
+    gamma: float, negatives: int, rate: float, seed: int,
 ) -> None:  # fmt: skip
     mean, gradient = np.empty(of.inputs.shape[1], np.float32), np.empty(of.inputs.shape[1], np.float32)
-    changed = np.empty(len(counts), np.uint8)
+    changed, drawn = np.empty(len(counts), np.uint8), np.empty(negatives, np.int64)
     for event in range(len(users)):
         user, item = users[event], items[event]
         counts[item] += 1.0
         known[0] = max(known[0], item + 1)
-        embed(of, met, user, item, counts, known[0], recent, gamma, negatives, rate, state, changed, mean, gradient)
+        sample(seed, known[1], known[0], drawn)
+        known[1] += 1
+        embed(of, met, user, item, counts, recent, gamma, drawn, rate, changed, mean, gradient)
         meet(met, user, item, times[event])
 
 
@@ -177,7 +193,7 @@ class Embeddings(Recommender):
     recent, gamma
         How many items of the user count, and what weight is left at each step back.
     negatives
-        How many items are drawn an event.
+        How many items are drawn; the events of a block of 16 share them.
     rate
         Of learning.
 
@@ -212,8 +228,7 @@ class Embeddings(Recommender):
         self.rate, self.spread, self.seen, self.seed = rate, spread, seen, seed
         self.vectors = vectors(0, n_factors)
         self.met = histories(0, seen)
-        self._known = np.zeros(1, dtype=np.int64)
-        self._state = np.array([SEED ^ seed], dtype=np.uint64)
+        self._known = np.zeros(2, dtype=np.int64)  # items, and events
         self._begun = 0
 
     def fit(self) -> None:
@@ -227,7 +242,7 @@ class Embeddings(Recommender):
     def learn_numbers(self, users: Array, items: Array, times: Array) -> None:
         _learn_embeddings(
             users, items, times, self.vectors, self.met, self.counts, self._known, self.recent, self.gamma,
-            self.negatives, self.rate, self._state,
+            self.negatives, self.rate, self.seed,
         )  # fmt: skip
 
     def scores(self, user: int) -> Array:
