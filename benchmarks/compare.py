@@ -7,7 +7,8 @@ Of each: events a second from the first event to the last write that Redis has a
 time; and the most memory that they had at once. All learn biased MF with 16 factors; all but the plain loop publish to
 a Redis of their own; all but the two loops make checkpoints every 10 s. What the others leave out of what freshet does
 is said at the top of each, in ``benchmarks/rivals/``. The plain PyFlink job gets a tenth of the events. bytewax gets an
-environment of its own, which is made on first use.
+environment of its own, which is made on first use. The blend gets a stream of 100,000 items, and its loop that stream,
+too: it learns more than biased MF, and is compared with what a plain program that learns as little takes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from benchmarks.runs import Run, freshet_clock, module, watched
 
 _LOOP: Final = "plain-loop"
 _LOOP_EVENTS: Final = 500_000
+_ITEMS: Final = 1_250
+_MANY_ITEMS: Final = 100_000
 
 
 @dataclass(frozen=True)
@@ -35,23 +38,34 @@ class Competitor:
         From the file, a folder of its own and the URL of a Redis.
     share
         Of the events that it gets.
+    items
+        In the stream that it gets.
     """
 
     title: str
     command: Callable[[Path, Path, str], Sequence[str]]
     share: float = 1.0
     is_freshet: bool = False
+    items: int = _ITEMS
 
     def run(self, scratch_folder: Path, events: int) -> Run:
         count = int(events * self.share)
-        path = stream(scratch_folder, count)
+        path = stream(scratch_folder, count, items=self.items)
         clock = (lambda c, own: freshet_clock(c, own / "summary.json")) if self.is_freshet else None
         with_clock: dict[str, Any] = {} if clock is None else {"clock_of": clock}
         return watched(scratch_folder, lambda own, url: self.command(path, own, url), count, **with_clock)
 
 
-def _freshet(title: str, **settings: Any) -> Competitor:
-    return Competitor(title, lambda path, own, url: job_command(path, own, redis=url, **settings), is_freshet=True)
+def _freshet(title: str, items: int = _ITEMS, **settings: Any) -> Competitor:
+    def command(path: Path, own: Path, url: str) -> Sequence[str]:
+        return job_command(path, own, redis=url, **settings)
+
+    return Competitor(title, command, is_freshet=True, items=items)
+
+
+def _blend(title: str, **settings: Any) -> Competitor:
+    of = {"model__name": "blend", "tiles__enabled": "false"}
+    return _freshet(f"blend, {_MANY_ITEMS:,} items, no windows, {title}", _MANY_ITEMS, **of, **settings)
 
 
 def _rival(title: str, name: str, *options: Any, share: float = 1.0) -> Competitor:
@@ -63,6 +77,8 @@ COMPETITORS: Final = {
     "freshet": _freshet("freshet, default windows"),
     "freshet-no-windows": _freshet("freshet, tiles.enabled=false", tiles__enabled="false"),
     "freshet-river": _freshet("the same, learner.engine=river", tiles__enabled="false", learner__engine="river"),
+    "blend": _blend("not evaluated", ranking__every=0),
+    "blend-evaluated": _blend("1 event in 10 evaluated", ranking__every=10),
     "plain-pyflink": _rival("plain PyFlink job, no windows", "plain_pyflink", share=0.1),
     "bytewax": _rival("bytewax, 1 worker, no windows", "bytewax_run"),
     "bytewax-2x4": _rival("bytewax, 2 processes, 4 shards", "bytewax_run", "--processes", 2, "--shards", 4),
@@ -70,8 +86,8 @@ COMPETITORS: Final = {
 }
 
 
-def loop(folder: Path, path: Path, events: int) -> Run:
-    count = min(events, _LOOP_EVENTS)
+def loop(folder: Path, events: int, items: int) -> Run:
+    path, count = stream(folder, events, items=items), min(events, _LOOP_EVENTS)
     of = ("--limit", count)
     return watched(folder, lambda _, url: module("benchmarks.rivals.plain_loop", path, "--redis", url, *of), count)
 
@@ -90,19 +106,23 @@ def main() -> None:
     with scratch() as scratch_name:
         folder = Path(scratch_name).resolve()
         progress(f"generating {arguments.events:,} events")
-        path = stream(folder, arguments.events)
+        for items in {competitor.items for competitor in chosen.values()}:
+            stream(folder, arguments.events, items=items)
         for _ in rounds(arguments.rounds):
-            # The loop is timed before and after each run: what the machine gives changes by the minute.
-            before = loop(folder, path, arguments.events)
-            runs[_LOOP].append(before)
+            before: dict[int, Run] = {}
             for name, competitor in chosen.items():
+                # The loop is timed before and after each run: what the machine gives changes by the minute.
+                items = competitor.items
+                if items not in before:
+                    before = {items: loop(folder, arguments.events, items)}
+                    runs[_LOOP].append(before[items])
                 run = competitor.run(folder, arguments.events)
-                after = loop(folder, path, arguments.events)
+                after = loop(folder, arguments.events, items)
                 runs[_LOOP].append(after)
                 runs[name].append(run)
-                ratios[name].append(run.rate / median([before.rate, after.rate]))
+                ratios[name].append(run.rate / median([before[items].rate, after.rate]))
                 progress(f"{name}: {run.rate:,.0f}/s, {ratios[name][-1]:.2f} of the loop's {after.rate:,.0f}/s")
-                before = after
+                before = {items: after}
     head = ("", "events/s", "of the loop", "CPU us/event", "CPU s", "cores", "peak MB")
     rows = [_row("plain loop", runs[_LOOP], None)]
     rows += [_row(competitor.title, runs[name], ratios[name]) for name, competitor in chosen.items()]

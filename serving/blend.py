@@ -65,7 +65,7 @@ class BlendHeader:
     gamma: float
     gamma_far: float
     alpha: float
-    beta: float
+    basket: int
     recent_embedded: int
     gamma_embedded: float
 
@@ -166,7 +166,6 @@ def scores(
     is_candidate[header.tops] = True
     candidates = np.concatenate([met.items, np.flatnonzero(is_candidate & ~_mask(n, met.items))])
     stats, sums = of_items[candidates], sums[:, candidates]
-    sums[:2] /= np.maximum(stats["count"], 1.0) ** header.beta
     sums[2:] /= np.sqrt(np.maximum(stats["near_sum"], 1.0))
     x = np.zeros((len(candidates), header.weights.shape[1]))
     x[:, :4] = np.log1p(np.exp2(stats["popularity"] - header.popularity) * header.known)
@@ -200,8 +199,10 @@ def _mask(n: int, numbers: Array) -> Array:
 def _sums(header: BlendHeader, n: int, met: History, links: Mapping[int, ItemLinks], held: int) -> tuple[Array, Array]:
     """The sums over links of all items, shape ``(4, n)``, and which items are linked to."""
     parts: list[tuple[Array, tuple[float, float, float, float], Array]] = []
-    for back, item in enumerate(met.items[::-1][: header.recent].tolist()):
-        of, near, far = links.get(item, _NONE), header.gamma**back, header.gamma_far**back
+    held = min(held, header.basket)
+    for back, item in enumerate(met.items[::-1][: max(header.recent, held)].tolist()):
+        of, reached = links.get(item, _NONE), float(back < header.recent)
+        near, far = reached * header.gamma**back, reached * header.gamma_far**back
         for (numbers, weights), total, shares in (
             (of.follows, of.follows_sum, (near, far, 0.0, 0.0)),
             (of.near, of.near_sum, (0.0, 0.0, far, 1.0 if back < held else 0.0)),

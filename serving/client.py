@@ -338,7 +338,7 @@ class Client:
         """The score of each row of the matrix for a user who is known."""
         rows = matrix.by_number
         met = (user.history or blend.History()).placed(rows)
-        last = met.items[::-1][: max(of.recent, of.recent_embedded)].tolist()
+        last = met.items[::-1][: max(of.recent, of.recent_embedded)].tolist()  # who is asked for has no open basket
         names = [sharded(name, shard, header.shards) for name in (Field.LINKS, Field.INPUTS)]
         pipe = self._redis.pipeline(transaction=False)
         for row in last:

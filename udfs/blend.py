@@ -72,11 +72,11 @@ _ROOM: Final = 1_024  # the longest list, too
 class Settings(NamedTuple):
     """How the parts learn; see their own classes."""
 
-    recent: int = 20
+    recent: int = 10
     gamma: float = 0.5
     gamma_far: float = 0.9
-    alpha: float = 0.75
-    beta: float = 0.1
+    alpha: float = 0.5
+    basket: int = 60
     window: int = 3
     reverse: float = 1.0
     window_near: int = 5
@@ -170,11 +170,13 @@ def _candidates(of: Parts, to: Scratch, user: int, time: int, s: Settings) -> in
         n += 1
     held = in_basket(met, user, time) if user >= 0 else 0
     near, far = 1.0, 1.0
-    for back in range(min(size, s.recent)):
+    held = min(held, s.basket)
+    for back in range(min(size, max(s.recent, held))):
         item = met.items[user, size - 1 - back]
-        n = add_row(of.follows, item, near, s.alpha, to.at, to.items, n, to.sums[SHORT])
-        n = add_row(of.follows, item, far, s.alpha, to.at, to.items, n, to.sums[LONG])
-        n = add_row(of.near, item, far, s.alpha, to.at, to.items, n, to.sums[NEAR])
+        if back < s.recent:
+            n = add_row(of.follows, item, near, s.alpha, to.at, to.items, n, to.sums[SHORT])
+            n = add_row(of.follows, item, far, s.alpha, to.at, to.items, n, to.sums[LONG])
+            n = add_row(of.near, item, far, s.alpha, to.at, to.items, n, to.sums[NEAR])
         if back < held:
             n = add_row(of.near, item, 1.0, s.alpha, to.at, to.items, n, to.sums[BASKETED])
         near *= s.gamma
@@ -187,12 +189,6 @@ def _candidates(of: Parts, to: Scratch, user: int, time: int, s: Settings) -> in
         linked = math.sqrt(max(of.near.sums[to.items[at]], 1.0))
         to.sums[NEAR, at] /= linked
         to.sums[BASKETED, at] /= linked
-    if s.beta:
-        for at in range(n):
-            if to.sums[SHORT, at] > 0.0:
-                frequent = of.counts[to.items[at]] ** s.beta
-                to.sums[SHORT, at] /= frequent
-                to.sums[LONG, at] /= frequent
     return n
 
 
@@ -574,9 +570,9 @@ class Blend(Recommender):
     def __init__(
         self,
         settings: Settings | None = None,
-        neighbours: int = 50,
+        neighbours: int = 30,
         seen: int = 200,
-        n_factors: int = 32,
+        n_factors: int = 16,
         tops: int = 200,
         caution: float = 100.0,
         spread: float = 0.05,

@@ -22,6 +22,8 @@ _LAYOUT: Final = 1
 _EVALUATED: Final = (BLEND, 1 + DECAYED, POPS)  # in the order of the model's rankers
 # What lies in the header as it is in memory.
 _ARRAYS: Final = ("weights", "squares", "scales", "tops", "marks")
+# Settings that readers need.
+_SERVED: Final = ("recent", "basket", "gamma", "gamma_far", "alpha", "recent_embedded", "gamma_embedded")
 
 
 def _item_row(n_factors: int) -> Any:
@@ -269,9 +271,7 @@ class BlendModel(RankingModel):
                     "popularity": totals.tolist() if known else [],
                     "tops": parts.tops[parts.tops >= 0].tolist(),
                     "known": known,
-                    **{name: getattr(settings, name) for name in ("recent", "gamma", "gamma_far", "alpha", "beta")},
-                    "recent_embedded": settings.recent_embedded,
-                    "gamma_embedded": settings.gamma_embedded,
+                    **{name: getattr(settings, name) for name in _SERVED},
                 }
             )
         }

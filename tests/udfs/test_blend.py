@@ -30,7 +30,7 @@ from udfs.blend import (
 from udfs.embeddings import Embeddings
 from udfs.ranking import MISS, NOT_NEW, RankingConfig, place
 
-SETTINGS = Settings(recent=4, window=3, window_near=4, keep=0.9, negatives=3, teach_first=100, teach_every=5)
+SETTINGS = Settings(recent=2, basket=3, window=3, window_near=4, keep=0.9, negatives=3, teach_first=100, teach_every=5)
 SIZE, TOPS = 6, 5
 
 
@@ -58,17 +58,17 @@ class Twin:
         return self.basket[user] if self.met.time.get(user) == time else set()
 
     def sums(self, user: str, time: int) -> dict[str, Counter[str]]:
-        last = self.met.last(user, 4)
-        held = list(last[: len(self.held(user, time))])
+        last = self.met.last(user, 2)
+        held = self.met.last(user, min(3, len(self.held(user, time))))
         sums = {
-            "markov": self.follows.related(last, 0.5, 0.75),
-            "markov far": self.follows.related(last, 0.9, 0.75),
-            "co-occurrence": self.near.related(last, 0.9, 0.75),
-            "with the basket": self.near.related(held, 1.0, 0.75),
+            "markov": self.follows.related(last, 0.5, 0.5),
+            "markov far": self.follows.related(last, 0.9, 0.5),
+            "co-occurrence": self.near.related(last, 0.9, 0.5),
+            "with the basket": self.near.related(held, 1.0, 0.5),
         }
         for name, of in sums.items():
             for item in of:
-                of[item] /= self.counts[item] ** 0.1 if "markov" in name else math.sqrt(max(self.near.sums[item], 1))
+                of[item] /= 1 if "markov" in name else math.sqrt(max(self.near.sums[item], 1))
         return sums
 
     def describe(self, user: str, time: int) -> tuple[list[str], dict[str, dict[str, float]], list[str]]:
