@@ -1,0 +1,52 @@
+"""Reads all of a map in Flink's state, batch by batch.
+
+``MapState.items()`` asks the JVM for a batch of entries, takes it apart one value at a time, and hands over one entry
+at a time. Here a kernel takes a batch apart, and the JVM makes the next one meanwhile. What is asked and answered is
+PyFlink's own: see ``CachingMapStateHandler._iterate_raw`` in ``pyflink/fn_execution/state_impl.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+
+_ITEMS: Final = b"\x01\x00"  # to iterate over names and values; the number of the iterator follows, empty for a new one
+
+
+def items(state: Any, background: ThreadPoolExecutor) -> Iterator[tuple[list[str], list[bytes]]]:
+    """The names and the values of a map of texts to bytes of which nothing was read or written yet, batch by batch.
+
+    Parameters
+    ----------
+    background
+        Where the next batch is waited for.
+    """
+    from udfs import kernels  # here, as numba takes half a second to import
+
+    for batch in _batches(state, background):
+        starts, ends, froms, tos = kernels.entries(np.frombuffer(batch, dtype=np.uint8)).T.tolist()
+        names = [batch[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+        yield names, [batch[start:end] for start, end in zip(froms, tos, strict=True)]
+
+
+def _batches(state: Any, background: ThreadPoolExecutor) -> Iterator[bytes]:
+    of = state.get_internal_state()
+    connection = of._map_state_handler._underlying
+    bundle = connection._context.process_instruction_id  # kept by thread
+
+    def ask(iterator: bytes) -> tuple[bytes, bytes]:
+        with connection.process_instruction_id(bundle):
+            batch, rest = connection.get_raw(of._state_key, _ITEMS + len(iterator).to_bytes(4, "big") + iterator)
+        return batch, rest
+
+    asked = background.submit(ask, b"")
+    while True:
+        batch, iterator = asked.result()
+        if iterator:
+            asked = background.submit(ask, iterator)
+        yield batch
+        if not iterator:
+            return
