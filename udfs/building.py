@@ -10,10 +10,13 @@ from typing import Any, Final, Literal
 from river import optim
 
 from udfs.compiled import CompiledRanker, is_compiled
-from udfs.models import ModelError
+from udfs.models import ModelError, RowModel
 from udfs.plain import PlainBiasedMF, is_plain
 from udfs.rivermodels import KINDS, RiverRanker
 
+BLEND: Final = "blend"
+# Of a blend: what its constructor takes, by name, and the least that is allowed; the others are of udfs.blend.Settings.
+_OF_BLEND: Final = {"n_factors": 1, "neighbours": 1, "history": 1, "tops": 0, "seed": 0}
 # Parameters that are freshet's own, for every model.
 DEFAULT_SEED: Final = 0
 DEFAULT_MAX_WEIGHT: Final = 1e6
@@ -24,17 +27,18 @@ def build(
     params: Mapping[str, Any],
     max_weight: float = DEFAULT_MAX_WEIGHT,
     engine: Literal["compiled", "river"] = "compiled",
-) -> RiverRanker:
+) -> RowModel:
     """A model by its name and its flat parameters.
 
     Parameters
     ----------
     name
-        A key of :data:`KINDS`.
+        A key of :data:`KINDS`, or ``blend``.
     params
-        River's own parameter names. Optimisers, initialisers and losses by class name, their own parameters
-        after a dot: ``{"latent_optimizer": "SGD", "latent_optimizer.lr": 0.05}``. ``seed`` is 0 unless given,
-        and initialisers that draw use it too, so that a job can be repeated.
+        River's own parameter names, or those of :class:`udfs.blend.Blend` and :class:`udfs.blend.Settings`. Optimisers,
+        initialisers and losses by class name, their own parameters after a dot:
+        ``{"latent_optimizer": "SGD", "latent_optimizer.lr": 0.05}``. ``seed`` is 0 unless given, and initialisers that
+        draw use it too, so that a job can be repeated.
 
     engine
         What learns: River itself; or compiled code where there is some for the model, its optimisers and its loss, and
@@ -56,9 +60,11 @@ def build(
     udfs.models.ModelError: model.factors: biased_mf has no such parameter; it has n_factors, bias_optimizer, \
 latent_optimizer, loss, l2_bias, l2_latent, weight_initializer, latent_initializer, clip_gradient, seed
     """
+    if name == BLEND:
+        return _blend(params)
     kind = KINDS.get(name)
     if kind is None:
-        raise ModelError(f"model.name: {name!r} is not a model; there are {', '.join(KINDS)}")
+        raise ModelError(f"model.name: {name!r} is not a model; there are {', '.join([*KINDS, BLEND])}")
     known = [p for p in inspect.signature(kind.estimator).parameters if p != "self"]
     for key in params:
         if key.split(".")[0] not in known:
@@ -78,6 +84,32 @@ latent_optimizer, loss, l2_bias, l2_latent, weight_initializer, latent_initializ
     elif is_plain(model):
         ranker = PlainBiasedMF
     return ranker(name, kind, create, max_weight)
+
+
+def _blend(params: Mapping[str, Any]) -> RowModel:
+    # Here, as numba takes half a second to import.
+    from udfs.blend import Blend, Settings
+    from udfs.blendmodel import BlendModel
+
+    defaults = Settings()
+    known = [*_OF_BLEND, *defaults._fields]
+    own: dict[str, Any] = {}
+    for key, value in params.items():
+        if key not in known:
+            raise ModelError(f"model.{key}: blend has no such parameter; it has {', '.join(known)}")
+        is_whole = key in _OF_BLEND or isinstance(getattr(defaults, key), int)
+        least = _OF_BLEND.get(key, 0)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int if is_whole else int | float)
+            or not least <= value < 1e9
+        ):
+            raise ModelError(
+                f"model.{key}: {value!r} is not a {'whole ' if is_whole else ''}number of at least {least}"
+            )
+        own["seen" if key == "history" else key] = value
+    settings = defaults._replace(**{key: own.pop(key) for key in defaults._fields if key in own})
+    return BlendModel(Blend(settings, **own))
 
 
 def _parameter(key: str, params: Mapping[str, Any], seed: int) -> Any:
