@@ -2,30 +2,49 @@
 
 ``MapState.items()`` asks the JVM for a batch of entries, takes it apart one value at a time, and hands over one entry
 at a time. Here a kernel takes a batch apart, and the JVM makes the next one meanwhile. What is asked and answered is
-PyFlink's own: see ``CachingMapStateHandler._iterate_raw`` in ``pyflink/fn_execution/state_impl.py``.
+PyFlink's own: see ``CachingMapStateHandler._iterate_raw`` in ``pyflink/fn_execution/state_impl.py``. Nothing of what
+is read stays in PyFlink's caches, so what is written and read by PyFlink afterwards is as if there had been no reading.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
 
+PYFLINK: Final = "2.3.0"  # whose parts that are not public are used here
 _ITEMS: Final = b"\x01\x00"  # to iterate over names and values; the number of the iterator follows, empty for a new one
 
 
 def items(state: Any, background: ThreadPoolExecutor) -> Iterator[tuple[list[str], list[bytes]]]:
-    """The names and the values of a map of texts to bytes of which nothing was read or written yet, batch by batch.
+    """The names and the values of a map of texts to bytes, batch by batch; none of them is empty.
+
+    The map must not be written, nor the state's key be changed, before all have been read.
 
     Parameters
     ----------
+    state
+        A ``MapState`` of PyFlink, of ``Types.STRING()`` and bytes.
     background
         Where the next batch is waited for.
+
+    Raises
+    ------
+    RuntimeError
+        If this is another PyFlink.
+    ValueError
+        If what the JVM answers is not such a map.
     """
     from udfs import kernels  # here, as numba takes half a second to import
 
+    if version("apache-flink") != PYFLINK:
+        raise RuntimeError(
+            f"rows are read from Flink's state as PyFlink {PYFLINK} does, and this is {version('apache-flink')}: "
+            f"install apache-flink=={PYFLINK}"
+        )
     for batch in _batches(state, background):
         starts, ends, froms, tos = kernels.entries(np.frombuffer(batch, dtype=np.uint8)).T.tolist()
         names = [batch[start:end].decode() for start, end in zip(starts, ends, strict=True)]
@@ -34,6 +53,7 @@ def items(state: Any, background: ThreadPoolExecutor) -> Iterator[tuple[list[str
 
 def _batches(state: Any, background: ThreadPoolExecutor) -> Iterator[bytes]:
     of = state.get_internal_state()
+    of.commit()  # what was written and not yet sent
     connection = of._map_state_handler._underlying
     bundle = connection._context.process_instruction_id  # kept by thread
 
@@ -47,6 +67,7 @@ def _batches(state: Any, background: ThreadPoolExecutor) -> Iterator[bytes]:
         batch, iterator = asked.result()
         if iterator:
             asked = background.submit(ask, iterator)
-        yield batch
+        if batch:
+            yield batch
         if not iterator:
             return

@@ -65,8 +65,9 @@ def from_state_name(name: str) -> tuple[str, str]:
 def from_state_names(names: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """The families and the ids of rows, of which there is at least one.
 
-    >>> from_state_names(["user:a:b", "user:7"])
-    (('user', 'user'), ('a:b', '7'))
+    >>> families, row_ids = from_state_names(["user:a:b", "user:7", "tail.item:7"])
+    >>> families, row_ids[:2], tail_number(row_ids[2])
+    (('user', 'user', 'item'), ('a:b', '7'), 7)
     """
     families, _, row_ids = zip(*[name.partition(":") for name in names], strict=True)
     if any(family.startswith(_SHARED) for family in set(families)):
