@@ -425,7 +425,7 @@ def entries(batch: Array) -> Array:
             for byte in batch[at : at + 4]:
                 length = length << 8 | np.int64(byte)
             places[count, part], places[count, part + 1] = at + 4, at + 4 + length
-            at += 4 + length
+            at += 4 + int(length)
         count += 1
     if at != len(batch):
         raise ValueError("a map in Flink's state is not of texts and bytes")

@@ -38,17 +38,25 @@ def items(state: Any, background: ThreadPoolExecutor) -> Iterator[tuple[list[str
     ValueError
         If what the JVM answers is not such a map.
     """
-    from udfs import kernels  # here, as numba takes half a second to import
-
     if version("apache-flink") != PYFLINK:
         raise RuntimeError(
             f"rows are read from Flink's state as PyFlink {PYFLINK} does, and this is {version('apache-flink')}: "
             f"install apache-flink=={PYFLINK}"
         )
-    for batch in _batches(state, background):
-        starts, ends, froms, tos = kernels.entries(np.frombuffer(batch, dtype=np.uint8)).T.tolist()
-        names = [batch[start:end].decode() for start, end in zip(starts, ends, strict=True)]
-        yield names, [batch[start:end] for start, end in zip(froms, tos, strict=True)]
+    yield from map(taken_apart, _batches(state, background))
+
+
+def taken_apart(batch: bytes) -> tuple[list[str], list[bytes]]:
+    """The names and the values in a batch, as the JVM gives it.
+
+    >>> taken_apart(b"\\0\\0\\0\\6user:a\\1\\0\\0\\0\\3row")
+    (['user:a'], [b'row'])
+    """
+    from udfs import kernels  # here, as numba takes half a second to import
+
+    starts, ends, froms, tos = kernels.entries(np.frombuffer(batch, dtype=np.uint8)).T.tolist()
+    names = [batch[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+    return names, [batch[start:end] for start, end in zip(froms, tos, strict=True)]
 
 
 def _batches(state: Any, background: ThreadPoolExecutor) -> Iterator[bytes]:
