@@ -32,6 +32,7 @@ from flink_jobs import attach
 from udfs.batch import Batch
 from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig, build
+from udfs.mapreading import taken_apart
 
 _BOOT: Final = "pyflink.fn_execution.beam.beam_boot"
 _PRELOADED: Final = ("pyflink.fn_execution.beam.beam_sdk_worker_main", "udfs.functions")
@@ -125,6 +126,7 @@ def learn_once() -> None:
     event = Interactions.of([[1, "", "user", "item", "rating", 1.0, 0, 0]])
     for _ in Learner(LearnerConfig(), build("biased_mf", {})).process(Batch(None, True, [""], event, b"")):
         pass
+    taken_apart(b"")  # for those that go on from a state
 
 
 def _work(connection: socket.socket) -> None:

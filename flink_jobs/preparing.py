@@ -66,13 +66,20 @@ class Ready:
 
 
 @contextlib.contextmanager
-def prepared(resolved: Resolved, console: Console) -> Iterator[tuple[Ready, Nursery]]:
-    """All that a job in this process needs, until the block ends: the state folder is locked, and Redis is there."""
+def prepared(
+    resolved: Resolved, console: Console, meanwhile: Callable[[StateFolder], None] = lambda folder: None
+) -> Iterator[tuple[Ready, Nursery]]:
+    """All that a job in this process needs, until the block ends: the state folder is locked, and Redis is there.
+
+    ``meanwhile`` begins what takes time, before Redis, which may have to read its data, is waited for.
+    """
     folder = folder_of(resolved)
-    with folder.locked(), nursery() as workers, redis_url(resolved, folder) as url:
-        connection = reachable(url)
-        _not_on_cluster(folder, connection, Keys(resolved.settings.prefix))
-        yield take_up(resolved, folder, url, connection, console), workers
+    with folder.locked(), nursery() as workers:
+        meanwhile(folder)
+        with redis_url(resolved, folder) as url:
+            connection = reachable(url)
+            _not_on_cluster(folder, connection, Keys(resolved.settings.prefix))
+            yield take_up(resolved, folder, url, connection, console), workers
 
 
 def folder_of(resolved: Resolved) -> StateFolder:

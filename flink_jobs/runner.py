@@ -21,6 +21,7 @@ from flink_jobs.kafka import find_kafka
 from flink_jobs.preparing import begin, files_of, job_of, prepared, submit
 from flink_jobs.progress import Display, Monitor, Standing, Watchdog, summary_table
 from flink_jobs.settings import Resolved
+from flink_jobs.state import StateFolder
 from flink_jobs.watching import Watch
 from serving.client import Client
 from serving.connection import without_password
@@ -62,10 +63,13 @@ def run(
     began = time.monotonic()
     settings = resolved.settings
     files = files_of(resolved)
-    with prepared(resolved, console) as (ready, workers), _stopping(interrupted) as stopping:
-        folder, connection, keys, snapshot = ready.folder, ready.connection, ready.keys, ready.snapshot
+
+    def start(folder: StateFolder) -> None:
         prepare_process(folder.logs, settings.logs)
         start_jvm()
+
+    with prepared(resolved, console, start) as (ready, workers), _stopping(interrupted) as stopping:
+        folder, connection, keys, snapshot = ready.folder, ready.connection, ready.keys, ready.snapshot
         kafka = find_kafka(resolved)  # before anything is changed: it may not be there
         marks: dict[str, Any] = {"on_cluster": False}
         if snapshot is not None and Path(snapshot).parent == folder.savepoints:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from udfs.deadletters import Teller, letter_record
 from udfs.entities import tile_entities
 from udfs.intake import Intake, IntakeConfig, IntakeResult
 from udfs.learner import Learner, LearnerConfig
+from udfs.mapreading import items
 from udfs.models import RowModel
 from udfs.names import State
 from udfs.outbox import Outbox
@@ -34,7 +36,7 @@ from udfs.reading import Feed
 from udfs.records import Gathered
 from udfs.requests import Inbox, Journal
 from udfs.resharding import Exchange, ShardState
-from udfs.tail import from_state_name, state_name
+from udfs.tail import from_state_names, state_name
 from udfs.tally import Tally
 from udfs.telemetry import (
     BATCH_BOUNDS,
@@ -370,7 +372,8 @@ class LearnFunction(KeyedProcessFunction):
     def _restored(self, key: str) -> Learner:
         learner = self._learners[key] = Learner(self._config, self._make_model())
         header = self._state.header.value()
-        rows = ((*from_state_name(name), blob) for name, blob in self._state.rows.items())
+        stored = items(self._state.rows, self._background)
+        rows = chain.from_iterable(zip(*from_state_names(names), blobs, strict=True) for names, blobs in stored)
         learner.restore(header, rows, self._state.waiting.items(), self._state.tombstones.items())
         shard = self._shard_of[key]
         self._boards[key] = Board(self._metrics)

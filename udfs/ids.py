@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from typing import Any, Final
@@ -68,6 +67,11 @@ class Ids(Mapping[str, int]):
     def __len__(self) -> int:
         return len(self.names) - len(self._free)
 
+    def expect(self, count: int) -> None:
+        """Makes room for so many ids, which are to come."""
+        if 2 * count > len(self._table):
+            self._renew(count)
+
     def find(self, row_ids: Sequence[str]) -> Numbers:
         """The number of each id, -1 of one that is not known."""
         return self._find(row_ids, _hashes(row_ids))
@@ -78,13 +82,11 @@ class Ids(Mapping[str, int]):
         found = self._find(row_ids, hashes)
         unknown = np.flatnonzero(found < 0)
         if len(unknown):
-            new: dict[str, int] = {}
-            for place in unknown.tolist():
-                row_id = row_ids[place]
-                if row_id not in new:
-                    new[row_id] = self._place(sys.intern(row_id))
-                found[place] = new[row_id]
-            self._enter(list(new), np.fromiter(new.values(), dtype=np.intp, count=len(new)))
+            new, column = placed([row_ids[place] for place in unknown.tolist()])
+            names = list(new)
+            numbers = self._numbered(names)
+            found[unknown] = numbers[column]
+            self._enter(names, numbers)
         return found
 
     def put(self, row_ids: Sequence[str], numbers: Numbers) -> None:
@@ -96,7 +98,7 @@ class Ids(Mapping[str, int]):
         """
         self.names += [""] * (int(numbers.max(initial=-1)) + 1 - len(self.names))
         for row_id, number in zip(row_ids, numbers.tolist(), strict=True):
-            self.names[number] = sys.intern(row_id)
+            self.names[number] = row_id
         self._enter(row_ids, numbers)
 
     def remove(self, row_ids: Iterable[str]) -> Numbers:
@@ -139,23 +141,30 @@ class Ids(Mapping[str, int]):
         numbers: Numbers = kernels.look_up(self._table, self._places, self._bytes, hashes, *_encoded(row_ids))
         return numbers
 
-    def _place(self, name: str) -> int:
-        if self._free:
-            number = self._free.pop()
+    def _numbered(self, names: Sequence[str]) -> Numbers:
+        """Gives new ids their numbers: free ones first."""
+        free = [self._free.pop() for _ in names[: len(self._free)]]
+        for number, name in zip(free, names, strict=False):
             self.names[number] = name
-            return number
-        self.names.append(name)
-        return len(self.names) - 1
+        self.names += names[len(free) :]
+        return np.array([*free, *range(len(self.names) - len(names) + len(free), len(self.names))], dtype=np.intp)
 
     def _enter(self, names: Sequence[str], numbers: Numbers) -> None:
         """Puts ids that have got numbers into table and texts."""
+        if 2 * len(self) > len(self._table) or self._left > self._used // 2 + _BYTES:
+            self._renew(len(self))
+        else:
+            self._write(names, numbers)
+
+    def _renew(self, room: int) -> None:
+        """Writes all ids anew: with room for so many, and without the texts that are gone."""
+        self._table = np.zeros((max(len(self._table), 1 << (2 * room).bit_length()), 2), dtype=np.int64)
+        self._used = self._left = 0
+        self._write(list(self), np.flatnonzero([*map(bool, self.names)]))
+
+    def _write(self, names: Sequence[str], numbers: Numbers) -> None:
         from udfs import kernels
 
-        if 2 * len(self) > len(self._table) or self._left > self._used // 2 + _BYTES:
-            # All of them anew: with twice the room, or without the texts that are gone.
-            names, numbers = list(self), np.flatnonzero([*map(bool, self.names)])
-            self._table = np.zeros((max(len(self._table), 1 << (2 * len(self)).bit_length()), 2), dtype=np.int64)
-            self._used = self._left = 0
         text, lengths = _encoded(names)
         self._bytes = at_least(self._bytes, self._used, self._used + len(text))
         self._places = at_least(self._places, len(self._places), len(self.names))

@@ -406,6 +406,33 @@ def leave(table: Array, hashed: int, number: int) -> None:
 
 
 @njit(cache=True)
+def entries(batch: Array) -> Array:
+    """Where the entries of a map lie in what :mod:`udfs.mapreading` gets: name and value, from, to; shape ``(n, 4)``.
+
+    Each is the name's length, four bytes, the highest first, and the name; a byte, which is not 0 where there is a
+    value; and the value as the name.
+    """
+    places, count, at = np.empty((1_024, 4), dtype=np.int64), 0, 0
+    while at < len(batch):
+        if count == len(places):
+            places = np.concatenate((places, np.empty_like(places)))
+        for part in (0, 2):
+            if part == 2:
+                if at >= len(batch) or batch[at] == 0:
+                    raise ValueError("a map in Flink's state has a name without a value")
+                at += 1
+            length = np.int64(0)
+            for byte in batch[at : at + 4]:
+                length = length << 8 | np.int64(byte)
+            places[count, part], places[count, part + 1] = at + 4, at + 4 + length
+            at += 4 + int(length)
+        count += 1
+    if at != len(batch):
+        raise ValueError("a map in Flink's state is not of texts and bytes")
+    return places[:count]
+
+
+@njit(cache=True)
 def distinct(numbers: Array, slots_of: Array) -> tuple[Array, Array]:
     """Where each number comes first, and for all, which of these it is. ``slots_of`` is -1 by number, and is
     so again."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, Final
 
 import numpy as np
@@ -510,6 +510,8 @@ class Learner:
         if self.bounds is not None:
             for family, tail in self.bounds.tails.items():
                 tail.added = stored.get("counted", {}).get(family, 0)
+        for family in stored["rows"].keys() & self.rows.keys():
+            self.rows[family].expect(stored["rows"][family])
         self._restore_rows(iter(rows))
         waiting: list[Interactions] = []
         for number, blob in sorted(batches):
@@ -531,16 +533,16 @@ class Learner:
 
     def _restore_rows(self, rows: Iterator[tuple[str, str, bytes]]) -> None:
         while some := list(islice(rows, _AT_ONCE)):
-            for family in {family for family, _, _ in some}:
+            families, *columns = zip(*some, strict=True)
+            for family in set(families):
+                row_ids, blobs = (list(compress(column, map(family.__eq__, families))) for column in columns)
                 if family.startswith(_COUNTERS):
-                    self._restore_counters(family, [(row_id, blob) for of, row_id, blob in some if of == family])
+                    self._restore_counters(family, zip(row_ids, blobs, strict=True))
                     continue
                 if family not in self.rows:
                     raise Damaged(f"the state has rows of {family!r}, {self.model.name} has {[*self.rows]}; {REMEDY}")
-                row_ids = [row_id for of, row_id, _ in some if of == family]
                 number = self.model.number if isinstance(self.model, RankingModel) and family == ITEM else None
-                parts = self.rows[family].restore(row_ids, [blob for of, _, blob in some if of == family], number)
-                self.model.decode_rows(family, row_ids, parts)
+                self.model.decode_rows(family, row_ids, self.rows[family].restore(row_ids, blobs, number))
 
     def _restore_counters(self, family: str, blocks: Iterable[tuple[str, bytes]]) -> None:
         tails = self.bounds.tails if self.bounds else {}

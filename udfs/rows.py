@@ -119,11 +119,15 @@ class Rows(Mapping[str, Row]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def _fit(self) -> None:
-        """Makes a place for each number."""
-        places = len(self.ids.names)
+    def expect(self, count: int) -> None:
+        """Makes room for so many rows."""
+        self.ids.expect(count)
+        self._fit(count)
+
+    def _fit(self, places: int) -> None:
+        """Makes places for the numbers below ``places``."""
         if places > len(self.heads):
-            self.heads = np.concatenate([self.heads, _unused(max(len(self.heads), places))])
+            self.heads = np.concatenate([self.heads, _unused(max(len(self.heads), places - len(self.heads)))])
         if self.family == USER:
             self.seen.fit(places)
 
@@ -159,7 +163,7 @@ class Rows(Mapping[str, Row]):
 
     def count(self, group: Group, times: Array, seq: int) -> None:
         """Counts the events of a group, at ``times``; ``seq`` is the shard's number of the first."""
-        self._fit()
+        self._fit(len(self.ids.names))
         at = group.numbers[group.slots]
         np.add.at(self.heads["count"], at, np.uint64(1))
         np.maximum.at(self.heads["updated_at"], at, times)
@@ -220,7 +224,7 @@ class Rows(Mapping[str, Row]):
         fixed = b"".join([blob[:length] for blob in blobs])
         if layout in (ROW_LAYOUT, TAILED_LAYOUT) and size % 8 == 0 and len(fixed) == length * len(blobs):
             words = np.frombuffer(fixed, "<u8").reshape(len(blobs), -1)
-            heads = np.frombuffer(b"".join([blob[: HEAD.itemsize] for blob in blobs]), HEAD)
+            heads = words[:, : HEAD.itemsize // 8].copy().view(HEAD)[:, 0]
             tails = [blob[length:] for blob in blobs]
             alike = (heads["layout"] == layout) & (heads["size"] == size)
             if np.all(alike & (words[:, -1] == sums(words[:, :-1], self.family, row_ids, tails))):
@@ -232,7 +236,7 @@ class Rows(Mapping[str, Row]):
                 if number is not None:
                     self.ids.put(row_ids, number(models))
                 numbers = self.ids.add(row_ids)
-                self._fit()
+                self._fit(len(self.ids.names))
                 self.heads[numbers] = heads
                 if self.family == USER:
                     self.seen.put(numbers, orjson.loads(b"[%b]" % b",".join(tails)))

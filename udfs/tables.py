@@ -27,8 +27,9 @@ class TableRanker(RiverRanker):
         """The table of a family, with a place for each number."""
         table, needed = self._tables[family], len(self.ids[family].names)
         if needed > len(table):
-            more = np.zeros((max(needed, len(table)), table.shape[1]), dtype="<f8")
-            table = self._tables[family] = np.concatenate([table, more])
+            larger = np.zeros((max(needed, 2 * len(table)), table.shape[1]), dtype="<f8")
+            larger[: len(table)] = table
+            table = self._tables[family] = larger
         return table
 
     def encode_rows(self, family: str, row_ids: Sequence[str], numbers: Array) -> Array:

@@ -10,7 +10,7 @@ least are raised. Counters are halved now and then, as in TinyLFU (`Einziger, Fr
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from serving.schema import tail_of
 
 # No id of an event begins so: a surrogate stands for half a character, and has no UTF-8.
 _MARK: Final = "\ud800tail "
+_SHARED: Final = "tail."  # before the family, in names of the state
 _WORD: Final = (1 << 64) - 1
 _ROWS, _WIDTH = 4, 64
 BLOCK: Final = _ROWS * _WIDTH
@@ -46,7 +47,7 @@ def state_name(family: str, row_id: str) -> str:
     ('user:a:b', 'tail.user:7')
     """
     number = tail_number(row_id)
-    return f"{family}:{row_id}" if number is None else f"tail.{family}:{number}"
+    return f"{family}:{row_id}" if number is None else f"{_SHARED}{family}:{number}"
 
 
 def from_state_name(name: str) -> tuple[str, str]:
@@ -56,7 +57,22 @@ def from_state_name(name: str) -> tuple[str, str]:
     [('user', 'a:b'), ('user', '7')]
     """
     family, row_id = name.split(":", 1)
-    return (family[5:], tail_id(int(row_id))) if family.startswith("tail.") else (family, row_id)
+    if not family.startswith(_SHARED):
+        return family, row_id
+    return family.removeprefix(_SHARED), tail_id(int(row_id))
+
+
+def from_state_names(names: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The families and the ids of rows, of which there is at least one.
+
+    >>> families, row_ids = from_state_names(["user:a:b", "user:7", "tail.item:7"])
+    >>> families, row_ids[:2], tail_number(row_ids[2])
+    (('user', 'user', 'item'), ('a:b', '7'), 7)
+    """
+    families, _, row_ids = zip(*[name.partition(":") for name in names], strict=True)
+    if any(family.startswith(_SHARED) for family in set(families)):
+        families, row_ids = zip(*map(from_state_name, names), strict=True)
+    return families, row_ids
 
 
 class Tail:

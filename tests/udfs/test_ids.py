@@ -12,7 +12,8 @@ from udfs.ids import Group, Ids
 
 # Half a character at the beginning, as the ids of shared rows have; others of one, two and four bytes.
 TEXTS = st.text(st.sampled_from(["a", "b", "\0", "é", "😀", "\ud800"]), min_size=1, max_size=4)
-STEPS = st.lists(st.tuples(st.sampled_from(["add", "remove", "distinct"]), st.lists(TEXTS, max_size=12)), max_size=20)
+ACTIONS = ["add", "remove", "distinct", "expect"]
+STEPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.lists(TEXTS, max_size=12)), max_size=20)
 HASHES = [hash, len, lambda text: len(text) - 7, lambda text: hash(text) & 0xF0]
 
 
@@ -50,6 +51,8 @@ def test_they_are_those_of_a_dictionary(hashed: object, steps: list[tuple[str, l
             elif step == "remove":
                 known = [text for text in dict.fromkeys(texts) if text in slow.numbers]
                 assert ids.remove(known).tolist() == slow.remove(known)
+            elif step == "expect":
+                ids.expect(5 * len(texts))
             else:
                 distinct, slots, numbers = ids.distinct(texts)
                 assert distinct == list(dict.fromkeys(texts))
@@ -79,6 +82,20 @@ def test_many_are_found_while_others_come_and_go() -> None:
         assert ids.remove(going).tolist() == slow.remove(going)
     texts = [f"u{n}" for n in range(50_000)]
     assert ids.find(texts).tolist() == [slow.numbers.get(text, -1) for text in texts]
+
+
+def test_room_is_made_once_for_those_that_are_expected() -> None:
+    ids, slow = Ids(), Slow()
+    for texts in (["gone", "tea"], [f"u{n}" for n in range(40)]):
+        assert ids.add(texts).tolist() == slow.add(texts)
+    assert ids.remove(["gone"]).tolist() == slow.remove(["gone"])
+    ids.expect(10_000)
+    table = ids._table
+    for begin in range(0, 10_000, 1_000):
+        texts = [f"u{n}" for n in range(begin, begin + 1_000)]
+        assert ids.add(texts).tolist() == slow.add(texts)
+    assert ids._table is table
+    assert dict(ids) == slow.numbers
 
 
 def test_a_group_of_shared_rows_has_them_last() -> None:
