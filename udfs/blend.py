@@ -85,7 +85,7 @@ class Settings(NamedTuple):
     gamma_embedded: float = 0.7
     negatives: int = 20
     rate_embedded: float = 0.15
-    rate: float = 0.3
+    rate: float = 0.1
     teach_first: int = 100_000
     teach_every: int = 10
 

@@ -141,7 +141,7 @@ class Twin:
                 slope /= math.sqrt(len(hits))
                 if slope:
                     self.squares[context][name] += slope**2
-                    self.weights[context][name] -= 0.3 * slope / math.sqrt(100 + self.squares[context][name])
+                    self.weights[context][name] -= 0.1 * slope / math.sqrt(100 + self.squares[context][name])
 
     def learn(self, user: str, item: str, time: int) -> None:
         last = self.met.last(user, 4)
