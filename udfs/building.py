@@ -53,8 +53,8 @@ def build(
         A key of :data:`KINDS` or of :data:`FILTERS`.
     params
         Of :data:`FILTERS` as they are there; else River's own. Optimisers, initialisers and losses by class name,
-        their own parameters after a dot: ``{"latent_optimizer": "SGD", "latent_optimizer.lr": 0.05}``. ``seed`` is 0 unless given,
-        and initialisers that draw use it too, so that a job can be repeated.
+        their own parameters after a dot: ``{"latent_optimizer": "SGD", "latent_optimizer.lr": 0.05}``. ``seed`` is 0
+        unless given, and initialisers that draw use it too, so that a job can be repeated.
 
     engine
         What learns: River itself; or compiled code where there is some for the model, its optimisers and its loss, and

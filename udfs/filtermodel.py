@@ -38,6 +38,7 @@ from udfs.stack import (
     USER_RECENT,
     USER_SESSION,
     USER_SLOW,
+    contrasts,
 )
 
 _ROW_LAYOUT: Final = 1
@@ -91,7 +92,7 @@ class FilterModel(RowModel):
         self.factors = [rater for rater in raters if isinstance(rater, KalmanMF)]
         self.tastes = [rater for rater in raters if isinstance(rater, TasteFilter)]
         self.ids = {family: Ids() for family in self.families}
-        width = 3 * len(raters) + CONTEXTS if self.is_stack else 0
+        width = 3 * (len(raters) - 1) + CONTEXTS if self.is_stack else 0
         self.figures, self.drift = np.zeros(FIGURES), np.zeros(1)
         self.weights, self.inverse = np.zeros(width), np.eye(width) * prior
         self._blocks = {USER: _blocks(raters, KNOWN), ITEM: _blocks(raters, SEEN)}
@@ -160,8 +161,8 @@ class FilterModel(RowModel):
         )
         diverged = {
             place: Diverged(
-                f"the value or a weight of user_id {users.row_ids[place]!r} or item_id {items.row_ids[place]!r} left its "
-                f"bound of {self.max_weight:g}"
+                f"the value or a weight of user_id {users.row_ids[place]!r} or item_id {items.row_ids[place]!r} "
+                f"left its bound of {self.max_weight:g}"
             )
             for place in np.flatnonzero(~learned).tolist()
         }
@@ -263,8 +264,8 @@ class FilterModel(RowModel):
         """What each rater's prediction counts: alone, times what is known of the user, and of the item; and the weights
         of contexts. The first add up to 1, the others to 0."""
         n = len(self._blocks[USER])
-        alone, much, many = (of - of.mean() for of in self.weights[: 3 * n].reshape(3, n))
-        return alone + 1 / n, much, many, self.weights[3 * n :]
+        alone, much, many = self.weights[:-CONTEXTS].reshape(3, n - 1) @ contrasts(n)
+        return alone + 1 / n, much, many, self.weights[-CONTEXTS:]
 
     def _biases_of_raters(self, family: str, rows: Array) -> Array:
         return rows[:, [block.at for block in self._blocks[family]]]
@@ -279,9 +280,8 @@ class FilterModel(RowModel):
         return features[1:].T
 
     def global_mean(self) -> float:
-        contexts = self.weights[3 * len(self._blocks[USER]) :]
-        more = contexts[BASE] + contexts[DRIFT] * self.drift[0] if self.is_stack else 0.0
-        return float(self.figures[MEAN] + more)
+        base, drift = self.weights[[BASE - CONTEXTS, DRIFT - CONTEXTS]] if self.is_stack else (0.0, 0.0)
+        return float(self.figures[MEAN] + base + drift * self.drift[0])
 
     # ------------------------------------------------------------------------------------------ bytes
 
@@ -331,8 +331,8 @@ class FilterModel(RowModel):
 
     def columns(self, family: str) -> Columns:
         raise ModelError(
-            f"model: rows of {self.name} hold how sure it is of each weight, which can't be merged; reshard to a multiple "
-            "of the shards there are"
+            f"model: rows of {self.name} hold how sure it is of each weight, which can't be merged; reshard to a "
+            "multiple of the shards there are"
         )
 
     def pool(self, n: int, global_mean: float) -> None:

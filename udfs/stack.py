@@ -28,16 +28,16 @@ SLOWLY: Final = 0.01
 @njit(cache=True)
 def stack_features(predictions: Array, user: Array, item: Array, drift: float, time: float, out: Array) -> float:
     """Features of an event into ``out``; returns the mean of predictions, which they correct."""
-    n = len(predictions)
-    mean = 0.0
-    for k in range(n):
-        mean += predictions[k] / n
+    more = len(predictions) - 1
     much, many = np.log1p(user[COUNT]) / 4.0, np.log1p(item[COUNT]) / 4.0
-    for k in range(n):
-        apart = predictions[k] - mean
-        out[k], out[n + k], out[2 * n + k] = apart, apart * much, apart * many
+    total = predictions[0]
+    for k in range(more):
+        # What :func:`contrasts` says, which costs less so.
+        apart = (total - (k + 1) * predictions[k + 1]) / math.sqrt((k + 1.0) * (k + 2.0))
+        total += predictions[k + 1]
+        out[k], out[more + k], out[2 * more + k] = apart, apart * much, apart * many
     session = user[COUNT] > 0.0 and time - user[LAST] < _PAUSE
-    at = 3 * n
+    at = 3 * more
     out[at + BASE] = 1.0
     out[at + MUCH], out[at + MANY] = much, many
     out[at + USER_RECENT] = user[RECENT]
@@ -46,7 +46,18 @@ def stack_features(predictions: Array, user: Array, item: Array, drift: float, t
     out[at + IN_SESSION] = 1.0 if session else 0.0
     out[at + USER_SLOW] = user[SLOW]
     out[at + DRIFT] = drift
-    return float(mean)
+    return float(total / len(predictions))
+
+
+def contrasts(n: int) -> Array:
+    """How n numbers differ: Helmert's orthonormal contrasts, each number from the mean of those before, shape
+    ``(n - 1, n)``. In how far each is from the mean there is one too many, whose weight nothing would hold.
+
+    >>> contrasts(3).round(2).tolist()
+    [[0.71, -0.71, 0.0], [0.41, 0.41, -0.82]]
+    """
+    rows = [[1.0] * k + [-float(k)] + [0.0] * (n - k - 1) for k in range(1, n)]
+    return np.array([np.array(row) / np.linalg.norm(row) for row in rows]).reshape(n - 1, n)
 
 
 @njit(cache=True)
@@ -124,11 +135,11 @@ def corrected(mean: float, weights: Array, x: Array) -> float:
 class Stack(Rater):
     r"""Several raters, and how to weigh them, learned by recursive least squares with forgetting.
 
-    The prediction is the mean of the raters' and a correction $w \cdot x$: x holds how far each is from the mean, alone
-    and times how much is known of the user and of the item, and how far the mean was off of late for the user, in the
-    session and for the item. With $g = P x$ and $S = \lambda + x \cdot g$: $w \leftarrow w + g e / S$ and
-    $P \leftarrow (P - g g' / S) / \lambda$. No variance in P grows beyond 1: what does not occur is not forgotten without
-    end.
+    The prediction is the mean of the raters' and a correction $w \cdot x$: x holds how they differ, alone and times
+    how much is known of the user and of the item, and how far the mean was off of late for the user, in the session and
+    for the item. With $g = P x$ and $S = \lambda + x \cdot g$: $w \leftarrow w + g e / S$ and
+    $P \leftarrow (P - g g' / S) / \lambda$. No variance in P grows beyond 1: what does not occur is not forgotten
+    without end.
 
     Parameters
     ----------
@@ -162,7 +173,7 @@ class Stack(Rater):
             rater.users, rater.items = self.users, self.items
         self.of_users, self.of_items = np.zeros((0, OF_USER)), np.zeros((0, OF_ITEM))
         self.drift = np.zeros(1)
-        width = 3 * len(self.raters) + CONTEXTS
+        width = 3 * (len(self.raters) - 1) + CONTEXTS
         self.weights = np.zeros(width)
         self.inverse = np.eye(width) * prior
         self.predictions = np.zeros((0, len(self.raters)))  # of the last call, by each rater
