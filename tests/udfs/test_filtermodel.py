@@ -59,16 +59,12 @@ def learned(model: FilterModel, log: list[Rating], size: int = 10_000) -> list[f
 
 def rebuilt(name: str, of: FilterModel, max_weight: float = 1e6) -> FilterModel:
     """A model in another process: its rows come in another order, so they have other numbers."""
-    header, rows = stored(of)  # type: ignore[arg-type]
+    header, rows = stored(of)
     model = made(name, max_weight)
     model.restore_header(header)
     for (family, row_id), blob in sorted(rows.items(), reverse=True):
         model.decode_rows(family, [row_id], [blob])
     return model
-
-
-def state(model: FilterModel) -> Any:
-    return stored(model)  # type: ignore[arg-type]
 
 
 @each
@@ -85,7 +81,7 @@ def test_it_learns_what_its_twin_does(name: str) -> None:
 def test_batches_do_not_matter(name: str, size: int) -> None:
     log, whole, parts = ratings(1_000), made(name), made(name)
     assert learned(parts, log, size) == learned(whole, log)
-    assert state(parts) == state(whole)
+    assert stored(parts) == stored(whole)
 
 
 @each
@@ -94,9 +90,9 @@ def test_it_goes_on_from_its_rows_as_if_nothing_had_been(name: str) -> None:
     model = made(name)
     predictions = learned(model, log[:600], 100)
     again = rebuilt(name, model)
-    assert state(again) == (model.header(), state(again)[1]) and sorted(state(again)[1]) == sorted(state(model)[1])
+    assert stored(again) == (model.header(), stored(again)[1]) and sorted(stored(again)[1]) == sorted(stored(model)[1])
     assert predictions + learned(again, log[600:], 33) == learned(whole, log)
-    assert {**state(again)[1]} == state(whole)[1] and again.header() == whole.header()
+    assert {**stored(again)[1]} == stored(whole)[1] and again.header() == whole.header()
 
 
 @each
@@ -106,12 +102,12 @@ def test_a_dropped_row_is_as_if_it_had_never_been_stored(name: str) -> None:
     gone = [("user", "u0"), ("user", "u3"), ("item", "i1"), ("item", "i0")]
     for family, row_id in gone:
         model.drop(family, [row_id])
-    assert not {*gone} & state(model)[1].keys()
+    assert not {*gone} & stored(model)[1].keys()
     never = rebuilt(name, model)
     # The first who come get the numbers of those who went.
     more = [("new", "newer", 3.5, log[300][3]), ("u0", "i1", 2.0, log[300][3]), *log[300:]]
     assert learned(model, more, 50) == learned(never, more)
-    assert state(model)[1] == state(never)[1] and model.header() == never.header()
+    assert stored(model)[1] == stored(never)[1] and model.header() == never.header()
     with pytest.raises(KeyError, match="nobody"):
         model.drop("user", ["nobody"])
 
@@ -125,7 +121,7 @@ def test_what_diverges_leaves_no_trace(name: str, ids: tuple[str, str], value: f
     predictions, diverged = model.learn(*groups(model, mixed), *columns(mixed))
     assert sorted(diverged) == [20, 201] and all(part in str(diverged[20]) for part in (*ids, "100"))
     assert predictions.tolist() == learned(never, log, 11)
-    assert state(model) == state(never) and "new" not in model.ids["user"]
+    assert stored(model) == stored(never) and "new" not in model.ids["user"]
     with pytest.raises(Diverged):
         model.step(*ids, value)
 
@@ -141,13 +137,13 @@ def test_weights_that_leave_their_bound_are_taken_back_event_by_event(name: str)
     assert 5 < len(diverged) < 400
     expected: list[float] = []
     for place, rating in enumerate(log):
-        before = state(single)
+        before = stored(single)
         try:
             expected.append(single.step(*rating))
         except Diverged:
-            assert place in diverged and state(single) == before
+            assert place in diverged and stored(single) == before
     assert predictions.tolist() == expected and len(expected) + len(diverged) == len(log)
-    assert state(single) == state(model)
+    assert stored(single) == stored(model)
 
 
 @each
@@ -171,7 +167,7 @@ def test_an_heir_begins_with_the_means_of_another_and_as_unsure_as_a_new_one(nam
         parts.learn(*groups(parts, [rating], *of), *columns([rating]))[0].item()
         for rating, of in zip(more, heirs, strict=True)
     ]
-    assert state(whole) == state(parts)
+    assert stored(whole) == stored(parts)
     # It is predicted as whose means it has, but for what is known by counts; and moves further than that.
     other = made(name)
     learned(other, log)
@@ -190,7 +186,7 @@ def test_an_heir_begins_with_the_means_of_another_and_as_unsure_as_a_new_one(nam
 def test_rows_have_one_size_and_reading_changes_nothing(name: str) -> None:
     model = made(name)
     learned(model, ratings(100))
-    before = state(model)
+    before = stored(model)
     for family, size in (("user", 440), ("item", 360)) if name == "stack" else (("user", 72), ("item", 72)):
         ids = list(model.ids[family])
         rows = rows_of(model, family, *ids)
@@ -200,8 +196,8 @@ def test_rows_have_one_size_and_reading_changes_nothing(name: str) -> None:
         none = rows_of(model, family)
         assert len(none) == len(model.biases(family, none)) == len(model.vectors(family, none)) == 0
     model.global_mean()
-    assert state(model) == before
-    assert state(rebuilt(name, made(name))) == state(made(name))
+    assert stored(model) == before
+    assert stored(rebuilt(name, made(name))) == stored(made(name))
     with pytest.raises(ValueError, match=r"the row of user 'ann' has 8 bytes"):
         model.decode_rows("user", ["ann"], [bytes(8)])
 
