@@ -28,7 +28,8 @@ import orjson
 from river import facto, optim, reco
 
 from benchmarks.common import progress, show, store
-from udfs.blend import ALL, BLEND, DECAYED, LEFT_OUT, NEW, POPS, RANKERS, Blend
+from serving.blend import DECAYED
+from udfs.blend import ALL, BLEND, LEFT_OUT, NEW, POPS, RANKERS, Blend
 from udfs.building import build
 from udfs.factors import BPR, ISGD, RAISGD
 from udfs.ids import Group

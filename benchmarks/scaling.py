@@ -35,7 +35,7 @@ from typing import Any, Final, NamedTuple
 from benchmarks.common import N_FACTORS, median, progress, rounds, scratch, show, store, stream
 from benchmarks.noted_job import INTAKE, LEARN, READ, TILES, parts
 from benchmarks.runs import Run, freshet_clock, module, watched
-from flink_jobs.settings import Settings
+from flink_jobs.sections import Settings
 
 JVM, REDIS, REST = "JVM", "Redis", "rest"
 PARTS: Final = (READ, INTAKE, LEARN, TILES, JVM, REDIS, REST)

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from flink_jobs import logconf
 from flink_jobs.flink import JVM, cluster_configuration, find_java
-from flink_jobs.settings import ClusterSettings, withhold
+from flink_jobs.sections import ClusterSettings
+from flink_jobs.settings import withhold
 
 _HOST: Final = "127.0.0.1"
 _START_SECONDS: Final = 300.0

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from flink_jobs import classes
-from flink_jobs.settings import Settings, withhold
+from flink_jobs.sections import Settings
+from flink_jobs.settings import withhold
 from flink_jobs.shardkeys import MAX_PARALLELISM
 from serving.schema import span_ms
 

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from flink_jobs.settings import KafkaSettings, Resolved, SettingsError
+from flink_jobs.sections import KafkaSettings
+from flink_jobs.settings import Resolved, SettingsError
 from udfs.reading import InputError
 
 CONNECTOR: Final = "flink-sql-connector-kafka-5.0.0-2.2.jar"

@@ -32,7 +32,7 @@ from flink_jobs.state import Manifest, StateFolder, StateInUse, may_go_on
 from serving.client import Unreachable
 from serving.connection import connect, server_of, without_password
 from serving.identity import fingerprint
-from serving.schema import Field, Keys, sharded, span_ms
+from serving.schema import LEARNED_OF_ITEM, Field, Keys, sharded, span_ms
 from udfs.building import build
 from udfs.events import EventFormat
 from udfs.generator import SOURCE as GENERATOR
@@ -41,6 +41,7 @@ from udfs.growth import GrowthConfig
 from udfs.intake import IntakeConfig
 from udfs.learner import LearnerConfig
 from udfs.publisher import Publisher, draw_submission
+from udfs.ranking import RankingConfig
 from udfs.reading import FileFeed, IdleFeed, InputError, input_files, peak_density
 from udfs.requests import Journal
 from udfs.tally import Tally
@@ -200,9 +201,10 @@ def purge(connection: Any, keys: Keys) -> None:
 
 def forget_shards(connection: Any, keys: Keys, before: int, now: int) -> None:
     """Deletes what only the learners of so many shards before have written; what others wrote of an item stays."""
-    learned = (Field.VECTOR, Field.BIAS, Field.COUNT, Field.UPDATED_AT, Field.VERSION, Field.POPULARITY)
-    of_now = {sharded(name, shard, now) for name in learned for shard in range(now)}
-    fields = [f for name in learned for shard in range(before) if (f := sharded(name, shard, before)) not in of_now]
+    of_now = {sharded(name, shard, now) for name in LEARNED_OF_ITEM for shard in range(now)}
+    fields = [
+        f for name in LEARNED_OF_ITEM for shard in range(before) if (f := sharded(name, shard, before)) not in of_now
+    ]
     for shard in range(before) if fields else ():
         pipe = connection.pipeline(transaction=False)
         for member, _ in connection.zscan_iter(keys.items(shard), count=5_000):
@@ -306,6 +308,15 @@ def _event_format(resolved: Resolved, manifest: Manifest) -> EventFormat:
     )
 
 
+def ranking_of(resolved: Resolved) -> RankingConfig | None:
+    """How models that rank are evaluated."""
+    given = resolved.settings.ranking
+    if not given.every:
+        return None
+    held_out = given.groups == "held out"
+    return RankingConfig(given.k, held_out, given.repeats, given.others, given.every, given.window)
+
+
 def job_of(
     resolved: Resolved,
     manifest: Manifest,
@@ -384,6 +395,7 @@ def job_of(
                 tail_rows=growth.tail_rows,
                 tail_counters=growth.tail_counters,
             ),
+            ranking=ranking_of(resolved),
             repeatable=source.merged or resolved.time == "event",
             position_names=source.position_names,
             records=resolved.topic is not None,

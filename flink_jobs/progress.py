@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from flink_jobs import rankings
+from flink_jobs.rankings import number
 from serving.schema import Field, Keys
 from udfs.metrics import pooled, since, values
 
@@ -37,6 +38,8 @@ class Standing:
     attempt
         Which of Flink's attempts at the job has written the ledger. Before the next one has, what is known is of
         the last.
+    ranking
+        How well a model that ranks does, see :func:`flink_jobs.rankings.merged`; None of others.
     alive
         When the intake (``""``) and each shard's learner (its number) were last there, by their wall clock in ms.
     """
@@ -47,6 +50,7 @@ class Standing:
     tile_late: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     metrics_run: dict[str, Any] = field(default_factory=dict)
+    ranking: dict[str, Any] | None = None
     users: int = 0
     items: int = 0
     writes: int = 0
@@ -75,7 +79,8 @@ class Monitor:
         before = connection.hgetall(keys.ledger)
         self._before = int(before.get(b"writes", 0)), _replayed(before)
 
-    def standing(self) -> Standing:
+    def standing(self, items: int | None = None) -> Standing:
+        """Where the run stands; ``items`` is how many there are, if that was counted."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.get(self._keys.fence)
         pipe.hgetall(self._keys.ledger)
@@ -83,18 +88,17 @@ class Monitor:
             pipe.hget(self._keys.model(shard), "summary")
         fence, ledger, *blobs = pipe.execute()
         shards = [orjson.loads(blob) for blob in blobs if blob]
-        now = standing(ledger, shards, self._run_id, self._shards, self._before, self._metrics)
+        now = standing(ledger, shards, self._run_id, self._shards, self._before, self._metrics, items)
         return replace(now, fenced=int(fence or 0) > self._submission)
 
     def final(self) -> Standing:
         """The standing with items counted one by one, since each shard has its own row of an item."""
-        now = self.standing()
         if self._shards == 1:
-            return now
+            return self.standing()
         known: set[bytes] = set()
         for shard in range(self._shards):
             known.update(item_id for item_id, _ in self._redis.zscan_iter(self._keys.items(shard), count=5_000))
-        return replace(now, items=len(known))
+        return self.standing(len(known))
 
 
 def standing(
@@ -104,11 +108,12 @@ def standing(
     n_shards: int,
     before: tuple[int, int],
     metrics: Sequence[str] = (),
+    items: int | None = None,
 ) -> Standing:
     """The run's standing from the ledger's hash and the shards' summaries.
 
     ``before``: how many entities had been sent, and events been learned again, before the run. ``metrics`` are named in
-    any case.
+    any case; ``items`` is how many there are, if that was counted.
     """
     unknown: dict[str, Any] = {name.lower(): None for name in metrics}
     mine = [s for s in shards if s["run_id"] == run_id]
@@ -136,6 +141,9 @@ def standing(
                 rejected[reason] = of_run
                 events["rejected"] += of_run
     events["pending"] = accepted - learned - refused
+    if items is None:
+        # At least: what one shard knows. Monitor.final counts those that others know besides.
+        items = max((s["items"] for s in shards), default=0)
     latest = next((s["latest"] for s in mine if s["latest"]), None)
     return Standing(
         events=events,
@@ -144,9 +152,9 @@ def standing(
         tile_late=tile_late,
         metrics=unknown | values(life),
         metrics_run=unknown | values(run),
+        ranking=rankings.merged(sorted(shards, key=lambda s: bool(s["run_id"] != run_id)), items),
         users=sum(s["users"] for s in shards),
-        # At least: what one shard knows. Monitor.final counts those that others know besides.
-        items=max((s["items"] for s in shards), default=0),
+        items=items,
         writes=max(int(ledger.get(b"writes", 0)) - before[0], 0),
         replayed=max(_replayed(ledger) - before[1], 0),
         first_read_at=int(ledger.get(b"first_read_at", 0)) if started else 0,
@@ -234,7 +242,9 @@ class Display:
         elif moment - self._last_line >= _PLAIN_SECONDS:
             self._last_line = moment
             counts = " ".join(f"{name}={count}" for name, count in now.events.items())
-            scores = " ".join(f"{k}={_number(v)}" for k, v in now.metrics_run.items() if k != "n")
+            scores = " ".join(f"{k}={number(v)}" for k, v in _errors(now.metrics_run, now.ranking).items())
+            if now.ranking is not None:
+                scores = " ".join(filter(None, (scores, rankings.line(now.ranking))))
             self._console.print(
                 f"{state} {counts} events/s={self._rate:.0f} {scores} published={now.writes}", highlight=False
             )
@@ -249,15 +259,17 @@ class Display:
         for name, count in now.events.items():
             table.add_row(name, f"{count:>12,}")
         table.add_row("events/s", f"{self._rate:>12,.0f}")
-        for name, value in now.metrics_run.items():
-            if name != "n":
-                table.add_row(name, f"{_number(value):>12}")
+        for name, value in _errors(now.metrics_run, now.ranking).items():
+            table.add_row(name, f"{number(value):>12}")
+        if now.ranking is not None:
+            table.add_row("ranking", rankings.line(now.ranking))
         table.add_row("published", f"{now.writes:>12,}")
         return table
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
+def _errors(metrics: Mapping[str, Any], ranking: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The errors of predictions; of a model that ranks there are none."""
+    return {} if ranking is not None and not metrics["n"] else {k: v for k, v in metrics.items() if k != "n"}
 
 
 def summary_table(summary: Mapping[str, Any], rejected: Mapping[str, int]) -> Table:
@@ -268,12 +280,9 @@ def summary_table(summary: Mapping[str, Any], rejected: Mapping[str, int]) -> Ta
         if name == "rejected":
             for reason, of_reason in sorted(rejected.items()):
                 table.add_row(f"  {reason}", f"{of_reason:,}")
-    for name, value in summary["metrics_run"].items():
-        if name != "n":
-            table.add_row(f"{name} (this run)", _number(value))
-    for name, value in summary["metrics"].items():
-        if name != "n":
-            table.add_row(f"{name} (all runs)", _number(value))
+    for metrics, of in (("metrics_run", "this run"), ("metrics", "all runs")):
+        for name, value in _errors(summary[metrics], summary["ranking"]).items():
+            table.add_row(f"{name} ({of})", number(value))
     published = summary["published"]
     table.add_row("in Redis", f"{published['users']:,} users, {published['items']:,} items")
     table.add_row("entities sent", f"{published['writes']:,}")

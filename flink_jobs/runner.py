@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 from rich.console import Console
 
+from flink_jobs import rankings
 from flink_jobs.flink import JobFailed, execute_here, prepare_process, start_jvm
 from flink_jobs.kafka import find_kafka
 from flink_jobs.preparing import begin, files_of, job_of, prepared, submit
@@ -122,6 +123,7 @@ def _summary(resolved: Resolved, standing: Standing, *, stopped: bool, total: fl
         "tile_late": standing.tile_late,
         "metrics": standing.metrics,
         "metrics_run": standing.metrics_run,
+        "ranking": standing.ranking,
         "published": {"users": standing.users, "items": standing.items, "writes": standing.writes},
         "replayed": standing.replayed,
         "events_per_second": standing.events["read"] / running if running > 0 else None,
@@ -136,6 +138,10 @@ def _summary(resolved: Resolved, standing: Standing, *, stopped: bool, total: fl
 def _report(resolved: Resolved, console: Console, summary: dict[str, Any], standing: Standing, client: Client) -> None:
     settings, events = resolved.settings, summary["events"]
     console.print(summary_table(summary, standing.rejected))
+    if standing.ranking is not None:
+        console.print(rankings.table(standing.ranking), highlight=False)
+        for verdict in rankings.verdicts(standing.ranking):
+            console.print(f"warning: {verdict}", highlight=False)
     if standing.rejected.get("diverged", 0) > _DIVERGED_SHARE * max(events["read"], 1):
         console.print(
             "warning: learning diverged on more than 1% of the records; they were rolled back. Lower the learning "

@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 import redis
 
+from serving import blend
 from serving.connection import connect, without_password
 from serving.identity import hidden
 from serving.schema import Field, Keys, Tile, decode_tiles, decode_vector, shard_of, sharded, tail_of, window
@@ -74,6 +75,7 @@ class UserState:
     seen: Sequence[str]
     tiles: Mapping[str, Mapping[int, Tile]]
     session: Session | None
+    history: blend.History | None = None
 
     def last(self, span: str, as_of: int) -> Tile:
         """What the user did in the last ``span`` (such as ``1h``) before ``as_of`` (ms): closed windows only."""
@@ -111,8 +113,38 @@ class Recommendations:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """How well a shard did at a time (wall clock, epoch ms), when it had learned ``seq`` events.
+
+    Attributes
+    ----------
+    metrics
+        Errors of a model that predicts values, over its life: ``mae``, ``rmse``, ..., ``n``; None of one that ranks.
+    ranking
+        Of one that ranks: ``protocol``, and by the name of each ranker ``hit``, ``ndcg``, ``mrr`` and ``n``, in ``all``
+        over the model's life, in ``recent`` over the last events. The model itself comes first.
+    """
+
+    time: int
+    shard: int
+    seq: int
+    metrics: Mapping[str, Any] | None = None
+    ranking: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class ModelHeader:
-    """A shard's header. ``tail_rows``: the rows that ids share which have none of their own; 0 where all have."""
+    """A shard's header.
+
+    Attributes
+    ----------
+    tail_rows
+        The rows that ids share which have none of their own; 0 where all have.
+    updated_at
+        Time of the newest event, epoch milliseconds.
+    blend
+        What a blend ranks by; None for other models.
+    """
 
     model: str
     global_mean: float
@@ -120,6 +152,8 @@ class ModelHeader:
     shards: int
     summary: Mapping[str, Any]
     tail_rows: int = 0
+    updated_at: int = 0
+    blend: blend.BlendHeader | None = None
 
 
 def _reaching(method: Callable[P, T]) -> Callable[P, T]:
@@ -202,7 +236,16 @@ class Client:
             shards=int(fields[b"shards"]),
             summary=orjson.loads(fields[b"summary"]),
             tail_rows=int(fields.get(b"tail_rows", 0)),
+            updated_at=int(fields[b"updated_at"]),
+            blend=blend.BlendHeader.parse(fields[b"blend"]) if b"blend" in fields else None,
         )
+
+    @_reaching
+    def metrics(self, n: int = 100) -> Sequence[Scores]:
+        """How well the model did of late: the last ``n`` entries of all shards, the newest last."""
+        entries = self._redis.zrange(self.keys.metrics, -n, -1) if n > 0 else []
+        read = map(orjson.loads, entries)
+        return [Scores(e["time"], e["shard"], e["seq"], e.get("metrics"), e.get("ranking")) for e in read]
 
     @_reaching
     def known_items(self) -> set[str]:
@@ -224,6 +267,8 @@ class Client:
     def score(self, user_id: str, item_ids: Sequence[str]) -> dict[str, float | None]:
         """The model's prediction for a user and each item: global mean, biases, and the product of the vectors.
 
+        What a blend gives only orders items.
+
         None for items that the user's shard does not know, and for all where the user is unknown; but where ids must
         come more than once for a row (``growth.min_events``), those that have none are scored by the row that they
         share. Computed from FLOAT32 vectors.
@@ -241,6 +286,10 @@ class Client:
             learned = self._shared(header, shard, "user", [kept_as])[kept_as]
         if learned is None:
             return dict.fromkeys(item_ids)
+        if header.blend is not None and user is not None:
+            matrix = self._matrix(shard)
+            scores = self._blended(user, matrix, shard, header, header.blend)
+            return {i: float(scores[matrix.rows[i]]) if i in matrix.rows else None for i in item_ids}
         of_items = {i: item.learned.get(shard) if item else None for i, item in self.items(item_ids).items()}
         if header.tail_rows:
             of_items |= self._shared(header, shard, "item", [i for i, known in of_items.items() if known is None])
@@ -262,7 +311,7 @@ class Client:
 
     @_reaching
     def recommend(self, user_id: str, k: int = 10, *, exclude_seen: bool = True) -> Recommendations:
-        """The ``k`` items that the model predicts highest for a user, over all items that were learned.
+        """The ``k`` items that the model ranks highest for a user, over all items that were learned.
 
         Exact. Items that the user is known to have consumed are left out. A user of whom nothing was learned
         gets the items with the highest decayed popularity.
@@ -274,11 +323,33 @@ class Client:
         header = self.header(user.shard)
         if header is None or not matrix.ids:
             return Recommendations(user_id, True, [])
-        scores = matrix.biases + (header.global_mean + user.learned.bias)
-        if matrix.vectors.shape[1]:
-            scores = scores + matrix.vectors @ user.learned.vector
+        if header.blend is not None:
+            scores = self._blended(user, matrix, user.shard, header, header.blend)
+        else:
+            scores = matrix.biases + (header.global_mean + user.learned.bias)
+            if matrix.vectors.shape[1]:
+                scores = scores + matrix.vectors @ user.learned.vector
         excluded = user.seen if exclude_seen else ()
         return Recommendations(user_id, True, self._best(matrix, scores, excluded, k))
+
+    def _blended(
+        self, user: UserState, matrix: _ItemMatrix, shard: int, header: ModelHeader, of: blend.BlendHeader
+    ) -> Vector:
+        """The score of each row of the matrix for a user who is known."""
+        rows = matrix.by_number
+        met = (user.history or blend.History()).placed(rows)
+        last = met.items[::-1][: max(of.recent, of.recent_embedded)].tolist()
+        names = [sharded(name, shard, header.shards) for name in (Field.LINKS, Field.INPUTS)]
+        pipe = self._redis.pipeline(transaction=False)
+        for row in last:
+            pipe.hmget(self.keys.item(matrix.ids[row]), names)
+        links = {
+            row: blend.ItemLinks.parse(text, inputs, rows)
+            for row, (text, inputs) in zip(last, pipe.execute(), strict=True)
+            if text is not None  # else the item expired
+        }
+        time = max(header.updated_at, met.time + 1)
+        return blend.scores(of.placed(rows), matrix.stats, matrix.vectors, met, links, time)
 
     @_reaching
     def similar(self, item_id: str, k: int = 10) -> Sequence[Recommendation] | None:
@@ -354,6 +425,9 @@ class _ItemMatrix:
         self._vectors = np.empty((0, 0), dtype="f4")
         self._biases = np.empty(0)
         self._popularity = np.empty(0)
+        # Of a blend: what it knows of each item, and the row of each of its numbers, -1 where it is not here yet.
+        self._stats = np.empty(0, blend.STATS)
+        self.by_number = np.empty(0, dtype=np.intp)
         self._seq = -1.0
         self._dropped = 0
         self._epoch = b""
@@ -377,6 +451,11 @@ class _ItemMatrix:
     def popularity(self) -> Vector:
         return self._popularity[: len(self.ids)]
 
+    @property
+    def stats(self) -> Vector:
+        """Of a blend: dtype :data:`serving.blend.STATS`."""
+        return self._stats[: len(self.ids)]
+
     def refresh(self, connection: Any, keys: Keys) -> None:
         version, shards, items_dropped = connection.hmget(
             keys.model(self._shard), Field.VERSION, "shards", "items_dropped"
@@ -384,23 +463,26 @@ class _ItemMatrix:
         if version is None:
             self._clear()
             return
-        epoch = version.rpartition(b".")[0]
+        epoch, _, seq = version.rpartition(b".")
         if epoch != self._epoch:
             # The job was started anew, perhaps with other shards, or replays what it had learned, perhaps in another
             # order: what was known before is gone.
             self._clear()
             self._epoch = epoch
-        fields = [sharded(f, self._shard, int(shards)) for f in (Field.VECTOR, Field.BIAS, Field.POPULARITY)]
-        changed = connection.zrangebyscore(keys.items(self._shard), f"({self._seq}", "+inf", withscores=True)
+        fields = [
+            sharded(f, self._shard, int(shards)) for f in (Field.VECTOR, Field.BIAS, Field.POPULARITY, Field.STATS)
+        ]
+        changed = connection.zrangebyscore(keys.items(self._shard), f"({self._seq}", "+inf")
         for start in range(0, len(changed), _BATCH):
             part = changed[start : start + _BATCH]
             pipe = connection.pipeline(transaction=False)
-            for member, _ in part:
+            for member in part:
                 pipe.hmget(keys.item(member.decode()), fields)
-            for (member, score), (vector, bias, popularity) in zip(part, pipe.execute(), strict=True):
+            for member, (vector, bias, popularity, stats) in zip(part, pipe.execute(), strict=True):
                 if bias is not None:
-                    self._put(member.decode(), decode_vector(vector), float(bias), float(popularity))
-                self._seq = max(self._seq, score)
+                    self._put(member.decode(), decode_vector(vector), float(bias), float(popularity), stats)
+        # A group is written from its members to the header: what is beyond may not be there yet, and is read again.
+        self._seq = float(seq)
         dropped = int(items_dropped or 0)
         if dropped != self._dropped:
             known = {member.decode() for member in connection.zrange(keys.items(self._shard), 0, -1)}
@@ -408,7 +490,7 @@ class _ItemMatrix:
                 self._remove(item_id)
             self._dropped = dropped
 
-    def _put(self, item_id: str, vector: Vector, bias: float, popularity: float) -> None:
+    def _put(self, item_id: str, vector: Vector, bias: float, popularity: float, stats: bytes | None) -> None:
         row = self.rows.get(item_id)
         if row is None:
             row = self.rows[item_id] = len(self.ids)
@@ -420,6 +502,14 @@ class _ItemMatrix:
                 self._vectors = grown
                 self._biases = np.concatenate([self._biases, np.zeros(size - row)])
                 self._popularity = np.concatenate([self._popularity, np.zeros(size - row)])
+                self._stats = np.concatenate([self._stats, np.zeros(size - row, blend.STATS)])
+        if stats is not None:
+            self._stats[row] = np.frombuffer(stats, blend.STATS)[0]
+            number = int(self._stats[row]["number"])
+            if number >= len(self.by_number):
+                more = np.full(max(1_024, 2 * number) - len(self.by_number), -1, dtype=np.intp)
+                self.by_number = np.concatenate([self.by_number, more])
+            self.by_number[number] = row
         self._vectors[row] = vector
         self._biases[row] = bias
         self._popularity[row] = popularity
@@ -430,7 +520,7 @@ class _ItemMatrix:
         if row != last:
             self.ids[row] = self.ids[last]
             self.rows[self.ids[row]] = row
-            for of in (self._vectors, self._biases, self._popularity):
+            for of in (self._vectors, self._biases, self._popularity, self._stats):
                 of[row] = of[last]
         self.ids.pop()
 
@@ -462,6 +552,7 @@ def _user(user_id: str, fields: Mapping[bytes, bytes]) -> UserState:
         seen=orjson.loads(fields.get(b"seen", b"[]")),
         tiles=decode_tiles(fields),
         session=Session(session["start"], session["end"], session["n"], session["distinct"]) if session else None,
+        history=blend.History.parse(fields[b"history"]) if b"history" in fields else None,
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+KEPT: Final = 10_000  # entries of the metrics' history
 SPAN_UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -33,6 +34,10 @@ class Field:
     SHARD = "shard"
     SEEN = "seen"
     SESSION = "session"
+    HISTORY = "history"
+    INPUTS = "inputs"
+    LINKS = "links"
+    STATS = "stats"
     CATALOGUE = "catalogue"
     TILE = "t:"
     ATTEMPT = "attempt"
@@ -41,6 +46,13 @@ class Field:
     REPUBLISH = "republish"
     REACHED = "reached"
     REPLAYED = "replayed"
+
+
+# What learners write of an item, each for its shard.
+LEARNED_OF_ITEM: Final = (
+    *(Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR, Field.POPULARITY),
+    *(Field.INPUTS, Field.LINKS, Field.STATS),
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,11 @@ class Keys:
     def ledger(self) -> str:
         """Hash with the counts of the log: read, rejected, late, duplicate."""
         return f"{self.prefix}:ledger"
+
+    @property
+    def metrics(self) -> str:
+        """Sorted set of JSON objects, the last :data:`KEPT`: how well a shard did at a time, the score, in ms."""
+        return f"{self.prefix}:metrics"
 
     @property
     def fence(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flink_jobs.settings import Settings, flatten
+from flink_jobs.sections import Settings, flatten
 from udfs.building import DEFAULT_MAX_WEIGHT
 from udfs.events import REASONS
 from udfs.rivermodels import KINDS

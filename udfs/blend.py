@@ -18,8 +18,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from serving.blend import DECAYED, FADE
 from udfs.embeddings import SEED, Vectors, begun, dot, embed, gather, vectors
-from udfs.history import BASKET, EVENTS, FADE, SIZE, Histories, found, histories, in_basket, meet
+from udfs.history import BASKET, EVENTS, SIZE, Histories, found, histories, in_basket, meet
 from udfs.jit import njit
 from udfs.links import Links, accompany, add_row, follow, links
 from udfs.models import Array
@@ -29,7 +30,6 @@ from udfs.recommenders import Recommender, all_grown, grown
 
 HALF_LIVES: Final = (1_000.0, 8_000.0, 64_000.0, math.inf)  # in events
 POPS: Final = len(HALF_LIVES)
-DECAYED: Final = 1  # the one that orders what has no score
 # Sums over links.
 SHORT, LONG, NEAR, BASKETED = range(4)
 SUMS: Final = 4
@@ -105,9 +105,11 @@ class Parts(NamedTuple):
     tops
         The most popular items of late, int32; -1 where there are less.
     marks
-        How many items are known, and how many events were learned, int64.
+        How many items are known, how many events were learned, and how many when ``tops`` were found, int64.
     draws
         State of the generator of negatives.
+    changed
+        Of each item, whether its row has changed since someone looked, uint8.
     """
 
     met: Histories
@@ -123,6 +125,7 @@ class Parts(NamedTuple):
     tops: Array
     marks: Array
     draws: Array
+    changed: Array
 
 
 class Scratch(NamedTuple):
@@ -413,12 +416,19 @@ def _learn(of: Parts, to: Scratch, user: int, item: int, time: int, s: Settings)
     of.marks[0] = max(of.marks[0], item + 1)
     embed(
         of.vectors, of.met, user, item, of.counts, of.marks[0], s.recent_embedded, s.gamma_embedded, s.negatives,
-        s.rate_embedded, of.draws, to.mean, to.gradient,
+        s.rate_embedded, of.draws, of.changed, to.mean, to.gradient,
     )  # fmt: skip
     popularise(of.popular, item)
+    reach = max(s.window, s.window_near, s.recent_embedded)
+    size = of.met.marks[user, SIZE]
+    for back in range(min(size, reach)):
+        of.changed[of.met.items[user, size - 1 - back]] = 1
+    of.changed[item] = 1
     meet(of.met, user, item, time)
     of.marks[1] += 1
-    if of.marks[1] % _TOPS_EVERY == 0 or (of.marks[1] < _TOPS_EVERY and of.marks[1] % 50 == 0):
+    pause = max(_TOPS_EVERY, of.marks[0] // 4) if of.marks[1] >= _TOPS_EVERY else 50
+    if of.marks[1] >= of.marks[2] + pause:
+        of.marks[2] = of.marks[1]
         order = np.argsort(-of.popular.weights[DECAYED, : of.marks[0]], kind="mergesort")
         for at in range(min(len(of.tops), len(order))):
             of.tops[at] = order[at] if of.counts[order[at]] > 0.0 else -1
@@ -507,7 +517,7 @@ class Blend(Recommender):
     def __init__(
         self,
         settings: Settings | None = None,
-        neighbours: int = 200,
+        neighbours: int = 50,
         seen: int = 200,
         n_factors: int = 32,
         tops: int = 200,
@@ -524,7 +534,8 @@ class Blend(Recommender):
         self.parts = Parts(
             histories(0, seen), links(0, neighbours), links(0, neighbours), vectors(0, n_factors),
             popularity(HALF_LIVES), self.counts, np.zeros(0), weights, np.full(weights.shape, caution), np.zeros(SUMS),
-            np.full(tops, -1, dtype=np.int32), np.zeros(2, dtype=np.int64), np.array([SEED ^ seed], dtype=np.uint64),
+            np.full(tops, -1, dtype=np.int32), np.zeros(3, dtype=np.int64), np.array([SEED ^ seed], dtype=np.uint64),
+            np.zeros(0, dtype=np.uint8),
         )  # fmt: skip
         self._scratch = self._room(_ROOM)
         self._begun = 0
@@ -547,13 +558,14 @@ class Blend(Recommender):
             met=all_grown(of.met, users), follows=all_grown(of.follows, items), near=all_grown(of.near, items),
             vectors=begun(all_grown(of.vectors, items), self.items.names, self._begun, self.spread, self.seed),
             popular=popularity_grown(of.popular, items), counts=self.counts, repeated=grown(of.repeated, items),
+            changed=grown(of.changed, items),
         )  # fmt: skip
         self._begun = items
         if len(self._scratch.at) < len(self.counts):
             self._scratch = self._room(max(len(self.counts), _ROOM))
 
     def learn_numbers(self, users: Array, items: Array, times: Array) -> None:
-        self._test_then_learn(users, items, times, np.ones(len(users), dtype=np.bool_), RankingConfig(), (), ())
+        self.rank_then_learn(users, items, times, np.ones(len(users), dtype=np.bool_), RankingConfig(), (), ())
 
     def test_then_learn(
         self,
@@ -578,12 +590,13 @@ class Blend(Recommender):
         """
         users, items = np.array(self.users.add(user_ids)), np.array(self.items.add(item_ids))
         self.fit()
-        return self._test_then_learn(users, items, times, wanted, config, rankers, protocols)
+        return self.rank_then_learn(users, items, times, wanted, config, rankers, protocols)
 
-    def _test_then_learn(
+    def rank_then_learn(
         self, users: Array, items: Array, times: Array, wanted: Array, config: RankingConfig, rankers: Sequence[int],
         protocols: Sequence[int],
     ) -> Predicted:  # fmt: skip
+        """:meth:`test_then_learn` of numbers that have places."""
         n = len(users)
         order, starts = grouped(times, users) if config.held_out else (np.arange(n), np.arange(n + 1))
         shape = (n, len(protocols), len(rankers))

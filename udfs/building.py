@@ -14,6 +14,9 @@ from udfs.models import ModelError, RowModel
 from udfs.plain import PlainBiasedMF, is_plain
 from udfs.rivermodels import KINDS, RiverRanker
 
+BLEND: Final = "blend"
+# Of a blend: what its constructor takes, by name, and the least that is allowed; the others are of udfs.blend.Settings.
+_OF_BLEND: Final = {"n_factors": 1, "neighbours": 1, "history": 1, "tops": 0, "seed": 0}
 # Parameters that are freshet's own, for every model.
 DEFAULT_SEED: Final = 0
 DEFAULT_MAX_WEIGHT: Final = 1e6
@@ -50,11 +53,12 @@ def build(
     Parameters
     ----------
     name
-        A key of :data:`KINDS` or of :data:`FILTERS`.
+        A key of :data:`KINDS` or of :data:`FILTERS`, or ``blend``.
     params
-        Of :data:`FILTERS` as they are there; else River's own. Optimisers, initialisers and losses by class name,
-        their own parameters after a dot: ``{"latent_optimizer": "SGD", "latent_optimizer.lr": 0.05}``. ``seed`` is 0
-        unless given, and initialisers that draw use it too, so that a job can be repeated.
+        Of :data:`FILTERS` as they are there; of a blend those of :class:`udfs.blend.Blend` and
+        :class:`udfs.blend.Settings`; else River's own. Optimisers, initialisers and losses by class name, their own
+        parameters after a dot: ``{"latent_optimizer": "SGD", "latent_optimizer.lr": 0.05}``. ``seed`` is 0 unless
+        given, and initialisers that draw use it too, so that a job can be repeated.
 
     engine
         What learns: River itself; or compiled code where there is some for the model, its optimisers and its loss, and
@@ -76,11 +80,13 @@ def build(
     udfs.models.ModelError: model.factors: biased_mf has no such parameter; it has n_factors, bias_optimizer, \
 latent_optimizer, loss, l2_bias, l2_latent, weight_initializer, latent_initializer, clip_gradient, seed
     """
+    if name == BLEND:
+        return _blend(params)
     if name in FILTERS:
         return _filters(name, params, max_weight)
     kind = KINDS.get(name)
     if kind is None:
-        raise ModelError(f"model.name: {name!r} is not a model; there are {', '.join([*KINDS, *FILTERS])}")
+        raise ModelError(f"model.name: {name!r} is not a model; there are {', '.join([*KINDS, *FILTERS, BLEND])}")
     known = [p for p in inspect.signature(kind.estimator).parameters if p != "self"]
     _check_known(name, [key.split(".")[0] for key in params], known)
 
@@ -125,6 +131,31 @@ def _filters(name: str, params: Mapping[str, Any], max_weight: float) -> RowMode
     noise = of["user_bias_noise"], of["user_noise"], of["item_bias_noise"], of["item_noise"]
     rater = KalmanMF(int(of["n_factors"]), of["observation"], priors, noise, of["spread"], int(of["seed"]))
     return FilterModel(name, [rater], max_weight)
+
+
+def _blend(params: Mapping[str, Any]) -> RowModel:
+    # Here, as numba takes half a second to import.
+    from udfs.blend import Blend, Settings
+    from udfs.blendmodel import BlendModel
+
+    defaults = Settings()
+    known = [*_OF_BLEND, *defaults._fields]
+    own: dict[str, Any] = {}
+    _check_known(BLEND, params, known)
+    for key, value in params.items():
+        is_whole = key in _OF_BLEND or isinstance(getattr(defaults, key), int)
+        least = _OF_BLEND.get(key, 0)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int if is_whole else int | float)
+            or not least <= value < 1e9
+        ):
+            raise ModelError(
+                f"model.{key}: {value!r} is not a {'whole ' if is_whole else ''}number of at least {least}"
+            )
+        own["seen" if key == "history" else key] = value
+    settings = defaults._replace(**{key: own.pop(key) for key in defaults._fields if key in own})
+    return BlendModel(Blend(settings, **own))
 
 
 def _parameter(key: str, params: Mapping[str, Any], seed: int) -> Any:

@@ -112,9 +112,10 @@ def gather(of: Vectors, met: Histories, user: int, recent: int, gamma: float, ou
 @njit(cache=True)
 def embed(
     of: Vectors, met: Histories, user: int, item: int, counts: Array, known: int, recent: int, gamma: float,
-    negatives: int, rate: float, state: Array, mean: Array, gradient: Array,
+    negatives: int, rate: float, state: Array, changed: Array, mean: Array, gradient: Array,
 ) -> None:  # fmt: skip
-    """Learns that the user met the item, and not ``negatives`` items drawn from the first ``known``.
+    """Learns that the user met the item, and not ``negatives`` items drawn from the first ``known``, which it marks in
+    ``changed``.
 
     ``mean`` and ``gradient`` are scratch, shape ``(f,)``.
     """
@@ -130,6 +131,7 @@ def embed(
             other = draw(state) % known
             if other == item or counts[other] == 0.0:
                 continue
+            changed[other] = 1
         vector = of.outputs[other]
         error = 1.0 / (1.0 + math.exp(-dot(mean, vector))) - (0.0 if drawn else 1.0)
         of.squares[other, 1] += np.float32(error * error * length)
@@ -156,11 +158,12 @@ def _learn_embeddings(
     gamma: float, negatives: int, rate: float, state: Array,
 ) -> None:  # fmt: skip
     mean, gradient = np.empty(of.inputs.shape[1], np.float32), np.empty(of.inputs.shape[1], np.float32)
+    changed = np.empty(len(counts), np.uint8)
     for event in range(len(users)):
         user, item = users[event], items[event]
         counts[item] += 1.0
         known[0] = max(known[0], item + 1)
-        embed(of, met, user, item, counts, known[0], recent, gamma, negatives, rate, state, mean, gradient)
+        embed(of, met, user, item, counts, known[0], recent, gamma, negatives, rate, state, changed, mean, gradient)
         meet(met, user, item, times[event])
 
 

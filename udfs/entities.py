@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import orjson
 
-from serving.schema import Field, Keys, encode_tile, encode_vector, sharded, tile_field, versions
+from serving.schema import (
+    KEPT,
+    LEARNED_OF_ITEM,
+    Field,
+    Keys,
+    encode_tile,
+    encode_vector,
+    sharded,
+    tile_field,
+    versions,
+)
+from udfs import metrics
 from udfs.learner import Learner
 from udfs.models import ITEM, USER, RankingModel
 from udfs.publisher import Author, Call, Entity, Word, packed_bytes, packed_word, parts
@@ -44,9 +55,10 @@ def learned_entities(
             Field.UPDATED_AT: heads["updated_at"].tolist(),
             Field.BIAS: map(repr, learner.model.biases(family, rows.weights).tolist()),
         }
-        if width := 4 * learner.model.n_factors:
-            values[Field.VECTOR] = packed_bytes(encode_vector(learner.model.vectors(family, rows.weights)), width)
-        for name, column in learner.model.more_fields(family, rows.weights).items():
+        vectors = learner.model.vectors(family, rows.weights)
+        if width := 4 * vectors.shape[1]:
+            values[Field.VECTOR] = packed_bytes(encode_vector(vectors), width)
+        for name, column in learner.model.more_fields(family, rows.weights, rows.tails).items():
             values[name] = map(packed_word, column)
         if family == USER:
             values |= {Field.SHARD: repeat(shard), Field.SEEN: map(bytes.decode, rows.seen)}
@@ -81,9 +93,9 @@ def dropped_calls(learner: Learner, dropped: Mapping[str, Iterable[str]], author
     """
     calls: list[Call] = []
     keys, shard, shards, up_to = author.keys, author.shard, author.shards, author.version(learner.seq)
-    both = (Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR)
-    of_users = [*both, Field.SHARD, Field.SEEN]
-    of_items = [sharded(name, shard, shards) for name in (*both, Field.POPULARITY)]
+    of_users = [Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR]
+    of_users += [Field.SHARD, Field.SEEN, Field.HISTORY]
+    of_items = [sharded(name, shard, shards) for name in LEARNED_OF_ITEM]
     for family, key_of, fields in ((USER, keys.user, of_users), (ITEM, keys.item, of_items)):
         for part in parts(list(dropped.get(family, ()))):
             row_keys = [key_of(row_id) for row_id in part]
@@ -115,6 +127,26 @@ def header_entity(learner: Learner, author: Author) -> Entity:
         words += (name, value.decode() if isinstance(value, bytes) else value)
     # Not the batch's number: a replay need not cut the log as it was cut before. A header of the same seq is taken.
     return author.keys.model(author.shard), [Field.VERSION, author.version(learner.seq).decode(), *words]
+
+
+def history_calls(learner: Learner, author: Author, now: int) -> list[Call]:
+    """The calls that add how well a learner does at a time, the wall clock in ms, to the metrics' history; none before
+    anything was scored. Made again they change nothing."""
+    scores: dict[str, Any]
+    if learner.ranking is not None:
+        shown = learner.ranking.values()
+        scores = {"ranking": {name: shown[name] for name in ("protocol", "all", "recent")}}
+        n = shown["all"][learner.ranking.names[0]]["n"]
+    else:
+        scores = {"metrics": metrics.values(learner.scores.means)}
+        n = scores["metrics"]["n"]
+    if not n:
+        return []
+    key, entry = author.keys.metrics, {"time": now, "shard": author.shard, "seq": learner.seq, **scores}
+    return [
+        ("shard_note", [], ("ZADD", key, now, orjson.dumps(entry))),
+        ("shard_note", [], ("ZREMRANGEBYRANK", key, 0, -1 - KEPT)),
+    ]
 
 
 def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str], part: int) -> list[Entity]:

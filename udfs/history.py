@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from serving.blend import FADE
 from udfs.jit import njit
 from udfs.models import Array
 
@@ -19,8 +20,6 @@ BASKET: Final = 1  # number of the last basket, from 1
 EVENTS: Final = 2
 HELD: Final = 3  # distinct items of the last basket
 MARKS: Final = 4
-
-FADE: Final = 0.9  # what is left of a rate after a basket
 
 
 class Histories(NamedTuple):

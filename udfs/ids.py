@@ -87,6 +87,18 @@ class Ids(Mapping[str, int]):
             self._enter(list(new), np.fromiter(new.values(), dtype=np.intp, count=len(new)))
         return found
 
+    def put(self, row_ids: Sequence[str], numbers: Numbers) -> None:
+        """Gives new ids the numbers that they had in another process; before they are used, all numbers must be given.
+
+        >>> ids = Ids()
+        >>> ids.put(["rum"], np.array([1])), ids.put(["tea"], np.array([0])), ids.names
+        (None, None, ['tea', 'rum'])
+        """
+        self.names += [""] * (int(numbers.max(initial=-1)) + 1 - len(self.names))
+        for row_id, number in zip(row_ids, numbers.tolist(), strict=True):
+            self.names[number] = sys.intern(row_id)
+        self._enter(row_ids, numbers)
+
     def remove(self, row_ids: Iterable[str]) -> Numbers:
         """Forgets ids, and returns the numbers they had, which are free from now on.
 

@@ -140,7 +140,9 @@ class Learner:
         if config.ranking is not None and isinstance(model, RankingModel):
             self.ranking = RankingScores(config.ranking, model.rankers, model.baselines)
         self.rows = {family: Rows(family, ids) for family, ids in model.ids.items()}
-        self.bounds = Bounds(config.growth, self.rows) if config.growth.is_bounded else None
+        # Items that a model ranks keep their rows.
+        bounded = {USER: self.rows[USER]} if isinstance(model, RankingModel) else self.rows
+        self.bounds = Bounds(config.growth, bounded) if config.growth.is_bounded else None
         # How many rows were dropped, by family.
         self.dropped = dict.fromkeys(self.rows, 0)
         # Where Redis may have other rows than these, as bounds changed or a replay is not at its end: how far this was
@@ -377,7 +379,7 @@ class Learner:
 
     def known(self, family: str) -> int:
         """How many ids have a row of their own."""
-        return len(self.rows[family]) if self.bounds is None else self.bounds.own(family)
+        return len(self.rows[family]) if self.bounds is None or not self.bounds.tails else self.bounds.own(family)
 
     def counters(self) -> Iterator[tuple[str, bytes]]:
         """What changed in the tail's counters since this was last asked, by the names of the parts in the state."""
@@ -452,9 +454,8 @@ class Learner:
         encoded = {}
         for family, rows in learned.touched.items():
             row_ids, numbers = list(rows), np.fromiter(rows.values(), dtype=np.intp, count=len(rows))
-            encoded[family] = self.rows[family].encode(
-                row_ids, numbers, self.model.encode_rows(family, row_ids, numbers)
-            )
+            weights, tails = self.model.encode_rows(family, row_ids, numbers), self.model.encode_tails(family, numbers)
+            encoded[family] = self.rows[family].encode(row_ids, numbers, weights, tails)
         return encoded
 
     def restore(
@@ -537,7 +538,8 @@ class Learner:
                 if family not in self.rows:
                     raise Damaged(f"the state has rows of {family!r}, {self.model.name} has {[*self.rows]}; {REMEDY}")
                 row_ids = [row_id for of, row_id, _ in some if of == family]
-                parts = self.rows[family].restore(row_ids, [blob for of, _, blob in some if of == family])
+                number = self.model.number if isinstance(self.model, RankingModel) and family == ITEM else None
+                parts = self.rows[family].restore(row_ids, [blob for of, _, blob in some if of == family], number)
                 self.model.decode_rows(family, row_ids, parts)
 
     def _restore_counters(self, family: str, blocks: Iterable[tuple[str, bytes]]) -> None:

@@ -112,9 +112,13 @@ class RowModel(ABC):
         Little-endian doubles: shape ``(len(row_ids), any)``, contiguous.
         """
 
+    def encode_tails(self, family: str, numbers: Array) -> list[bytes] | None:
+        """What the model keeps of rows besides, for a model whose rows have no fixed size; None for all others."""
+        return None
+
     @abstractmethod
     def decode_rows(self, family: str, row_ids: Sequence[str], blobs: Sequence[bytes]) -> None:
-        """Puts rows as :meth:`encode_rows` gave them into the model.
+        """Puts rows as :meth:`encode_rows` and :meth:`encode_tails` gave them, one behind the other, into the model.
 
         Raises
         ------
@@ -138,7 +142,8 @@ class RowModel(ABC):
 
     @abstractmethod
     def vectors(self, family: str, weights: Array) -> Array:
-        """The vectors in what :meth:`encode_rows` gave: shape ``(len(weights), n_factors)``."""
+        """The vectors in what :meth:`encode_rows` gave: shape ``(len(weights), n_factors)``, or without
+        columns where rows of the family have none."""
 
     @abstractmethod
     def global_mean(self) -> float: ...
@@ -157,9 +162,9 @@ class RowModel(ABC):
     def pool(self, n: int, global_mean: float) -> None:
         """Takes ``global_mean`` for that of ``n`` records; nothing where the model has none."""
 
-    def more_fields(self, family: str, weights: Array) -> Mapping[str, Sequence[bytes]]:
+    def more_fields(self, family: str, weights: Array, tails: Sequence[bytes]) -> Mapping[str, Sequence[bytes]]:
         """What readers of Redis get of rows besides bias and vector: by name of the field, bytes for each row in what
-        :meth:`encode_rows` gave."""
+        :meth:`encode_rows` and :meth:`encode_tails` gave."""
         return {}
 
     def header_fields(self) -> Mapping[str, bytes | str | int]:
@@ -170,7 +175,7 @@ class RowModel(ABC):
 class RankingModel(RowModel):
     """A model of implicit feedback: it learns who met what at which time, and ranks items instead of rating them.
 
-    An event may change the rows of other items, too.
+    An event may change the rows of other items, too. An item that was met keeps its row and its number.
 
     Attributes
     ----------
@@ -206,6 +211,10 @@ class RankingModel(RowModel):
         config
             What is evaluated, and how; None for nothing.
         """
+
+    @abstractmethod
+    def number(self, parts: Sequence[bytes]) -> Array:
+        """The numbers of items in their stored rows: what is learned depends on them, so they get them again."""
 
     @abstractmethod
     def also_changed(self) -> Array:

@@ -9,18 +9,21 @@ order.
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Mapping
 from itertools import islice
 from typing import Final
 
 import orjson
 
-from udfs.entities import dropped_calls, header_entity, learned_entities
+from udfs.entities import dropped_calls, header_entity, history_calls, learned_entities
 from udfs.learner import Learned, Learner
 from udfs.publisher import Author, Lost, Publisher
 from udfs.rows import EncodedRows
 
 _AT_ONCE: Final = 20_000
+_HISTORY_SECONDS: Final = 10.0
 
 
 def covers(reached: Mapping[str, int], other: Mapping[str, int]) -> bool:
@@ -41,11 +44,16 @@ class Outbox:
         New, or restored.
     author
         Whose attempts are begun here.
+    pause
+        Seconds between entries in the history of metrics.
     """
 
-    def __init__(self, publisher: Publisher, learner: Learner, author: Author) -> None:
-        self._publisher, self._learner, self._author = publisher, learner, author
+    def __init__(self, publisher: Publisher, learner: Learner, author: Author, pause: float = _HISTORY_SECONDS) -> None:
+        self._publisher, self._learner, self._author, self._pause = publisher, learner, author, pause
         found = publisher.take_over(author)
+        # When the last entry was made, and the ``seq`` up to which there are some: a replay adds none again.
+        self._noted_at = -math.inf
+        self._noted = -1 if found.version is None else int(found.version.rpartition(b".")[2])
         self._replay_until: Mapping[str, int] | None = None
         self._held = learner.nothing()
         # A checkpoint covers only what Redis has acknowledged, or says how far that was: what is not there was lost.
@@ -117,4 +125,14 @@ class Outbox:
         entities, items = learned_entities(learner, encoded, author)
         drops = dropped_calls(learner, learned.dropped, author)
         head = header_entity(learner, author) if header else None
-        self._publisher.learned(author, entities, items, drops, reached=orjson.dumps(learner.reached), header=head)
+        notes = history_calls(learner, author, time.time_ns() // 1_000_000) if header and self._notes_scores() else ()
+        self._publisher.learned(
+            author, entities, items, drops, reached=orjson.dumps(learner.reached), header=head, notes=notes
+        )
+        if notes:
+            self._noted_at, self._noted = time.monotonic(), learner.seq
+
+    def _notes_scores(self) -> bool:
+        """Whether an entry in the history is due: now and then, and at the end of the input, if there is news."""
+        is_due = self._learner.ended or time.monotonic() - self._noted_at >= self._pause
+        return is_due and self._learner.seq > self._noted

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from udfs.history import BASKET, FADE, SIZE, Histories, histories, meet
+from serving.blend import FADE
+from udfs.history import BASKET, SIZE, Histories, histories, meet
 from udfs.jit import njit
 from udfs.models import Array
 from udfs.recommenders import Recommender, all_grown, grown
 
-_HIGH = 1e100
+_HIGH: Final = 2.0**332  # a power of two, so that dividing by it loses nothing
+_GONE: Final = 6  # after so many divisions by it nothing is left of a weight
 
 
 class Popularity(NamedTuple):
@@ -23,7 +26,8 @@ class Popularity(NamedTuple):
         By half-life and item, shape ``(half_lives, items)``. Later events weigh more, instead of earlier ones less, so
         an event touches one item.
     scales
-        What the next event weighs, and the sum of all weights, shape ``(half_lives, 2)``.
+        What the next event weighs, the sum of all weights, and how often all were divided so that they stay numbers,
+        shape ``(half_lives, 3)``.
     growths
         By how much an event weighs more than the one before, shape ``(half_lives,)``.
     """
@@ -35,7 +39,7 @@ class Popularity(NamedTuple):
 
 def popularity(half_lives: tuple[float, ...]) -> Popularity:
     """Empty counts; half-lives are in events."""
-    scales = np.zeros((len(half_lives), 2))
+    scales = np.zeros((len(half_lives), 3))
     scales[:, 0] = 1.0
     return Popularity(np.zeros((len(half_lives), 0)), scales, np.array([2.0 ** (1.0 / of) for of in half_lives]))
 
@@ -55,9 +59,39 @@ def popularise(of: Popularity, item: int) -> None:
         scales[at, 0] *= of.growths[at]
         if scales[at, 0] > _HIGH:
             for other in range(weights.shape[1]):
-                weights[at, other] /= scales[at, 0]
-            scales[at, 1] /= scales[at, 0]
-            scales[at, 0] = 1.0
+                weights[at, other] /= _HIGH
+            scales[at, 0] /= _HIGH
+            scales[at, 1] /= _HIGH
+            scales[at, 2] += 1.0
+
+
+def divided(weights: Array, times: Array) -> Array:
+    """Weights as they are after more divisions, bit for bit.
+
+    Parameters
+    ----------
+    weights
+        As they were, shape ``(items, half_lives)``.
+    times
+        How many divisions there were since, of the same shape.
+
+    >>> divided(np.array([[2.0**340, 3.0]]), np.array([[1, 0]])).tolist()
+    [[256.0, 3.0]]
+    """
+    for done in range(min(int(times.max(initial=0)), _GONE)):
+        weights = np.where(times > done, weights / _HIGH, weights)
+    return weights
+
+
+def logarithms(weights: Array, times: Array) -> Array:
+    """The binary logarithms of weights that were divided so often: what they are is told apart for ever.
+
+    >>> logarithms(np.array([8.0]), np.array([1.0])).tolist()
+    [335.0]
+    """
+    with np.errstate(divide="ignore"):
+        found: Array = np.log2(weights) + math.log2(_HIGH) * times
+    return found
 
 
 @njit(cache=True)

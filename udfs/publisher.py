@@ -193,11 +193,13 @@ class Publisher:
         *,
         reached: bytes,
         header: Entity | None = None,
+        notes: Sequence[Call] = (),
     ) -> None:
         """The next write of an attempt: learned fields, and the ``items`` by their ``seq`` in the set of the shard.
 
         What ``drops`` takes away goes before; ``reached``, as JSON, before all else: whoever takes over knows what may
-        have been written. The shard's ``header`` goes last. Retried as a whole: every write is idempotent.
+        have been written. The shard's ``header`` goes last, and then ``notes``. Retried as a whole: every write is
+        idempotent.
 
         Raises
         ------
@@ -216,6 +218,7 @@ class Publisher:
                 yield "publish_learned", [key for key, _ in part], [self._ttl, packed(part)]
             if header is not None:
                 yield "publish_learned", [header[0]], [0, packed([header])]
+            yield from notes
             yield "shard_note", [], ("HSET", ledger, author.field(Field.AUTHOR), f"{author.attempt} {write}")
 
         written = len(entities) + (header is not None)

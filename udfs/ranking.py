@@ -79,6 +79,21 @@ class RankingConfig:
             "every": self.every,
         }
 
+    @classmethod
+    def of(cls, named: Mapping[str, Any]) -> RankingConfig:
+        """The protocol that :meth:`named` states.
+
+        >>> RankingConfig.of(RankingConfig(k=5, repeats=False).named())
+        RankingConfig(k=5, held_out=True, repeats=False, others='ranked', every=1, window=10000, head=0.2)
+        """
+        return cls(
+            k=named["k"],
+            held_out=named["groups"] == "held out",
+            repeats=named["items"] == "repeats allowed",
+            others=named["others of the group"],
+            every=named["every"],
+        )
+
     def evaluated(self, first: int, n: int) -> Array:
         """Which of ``n`` events are evaluated, the first of which is the shard's ``first``-th: shape ``(n,)``."""
         chosen: Array = np.arange(first, first + n) % self.every == 0
@@ -257,6 +272,13 @@ class RankingScores:
         self.offered = Distinct()
         self.cut = 0  # groups that went on in another batch, and were predicted as two
 
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> RankingScores:
+        """What :meth:`state` gave, to be read and merged: it says itself by which protocol, and of which rankers."""
+        scores = cls(RankingConfig.of(state["protocol"]), state["names"], state["baselines"])
+        scores.restore(state)
+        return scores
+
     def update(self, better: Array, ties: Array, returning: Array, head: Array, offered: Iterable[str] = ()) -> None:
         """Scores events in order, bit for bit the same in one call or many.
 
@@ -292,7 +314,7 @@ class RankingScores:
         ModelError
             If it was scored by another protocol, or of other rankers.
         """
-        if (self.config, self.names) != (other.config, other.names):
+        if (self.config.named(), self.names) != (other.config.named(), other.names):
             raise ModelError("ranking: scores of other protocols or rankers can't be added up")
         self.sums = self.sums + other.sums
         longest = max(len(self.blocks), len(other.blocks))
@@ -307,6 +329,7 @@ class RankingScores:
         return {
             "protocol": self.config.named(),
             "names": self.names,
+            "baselines": self.baselines,
             "sums": self.sums.tolist(),
             "blocks": [block.tolist() for block in self.blocks],
             "offered": self.offered.registers.hex(),
@@ -337,16 +360,23 @@ class RankingScores:
 
         ``known`` is the number of known items, of which ``coverage`` is the share that was offered.
         """
-        shown: dict[str, Any] = {"protocol": self.config.named(), "cut_groups": self.cut}
+        shown: dict[str, Any] = {
+            "protocol": self.config.named(),
+            "model": self.names[0],
+            "baselines": self.baselines,
+            "cut_groups": self.cut,
+        }
         recent = sum(self.blocks) if self.blocks else np.zeros_like(self.sums[0])
         for segment, sums in (*zip(SEGMENTS, self.sums, strict=True), ("recent", recent)):
             shown[segment] = {name: _means(row) for name, row in zip(self.names, np.asarray(sums), strict=True)}
-        if known:
-            shown["coverage"] = min(self.offered.count() / known, 1.0)
-        overall = shown["all"]
-        own = overall[self.names[0]]["ndcg"]
-        shown["beaten_by"] = [name for name in self.baselines if own is not None and overall[name]["ndcg"] >= own]
+        shown["coverage"] = min(self.offered.count() / known, 1.0) if known else None
+        shown["beaten_by"] = self.not_beaten(shown["all"])
         return shown
+
+    def not_beaten(self, means: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """The baselines that rank as well as the model or better, by the NDCG in some of :meth:`values`."""
+        own = means[self.names[0]]["ndcg"]
+        return [name for name in self.baselines if own is not None and means[name]["ndcg"] >= own]
 
 
 def _added(sums: Array, rows: Array) -> Array:

@@ -8,7 +8,7 @@ an event costs is mostly waiting for memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Final
@@ -22,6 +22,9 @@ from udfs.seal import REMEDY, Damaged, sums
 from udfs.seen import Seen
 
 ROW_LAYOUT: Final = 1
+# Of a model whose rows have no fixed size: the first word of the model's part tells how many bytes it has besides, and
+# these come after the checksum.
+TAILED_LAYOUT: Final = 2
 # The fixed part of a stored row. The model's part comes next, which has ``size`` bytes, a whole number of words; then a
 # checksum over the row, family and id; then, of a user, what it has seen.
 HEAD: Final = np.dtype(
@@ -66,6 +69,8 @@ class EncodedRows:
         As :meth:`~udfs.models.RowModel.encode_rows` gives them.
     seen
         Of users: a JSON array of the recent items, the newest last.
+    tails
+        As :meth:`~udfs.models.RowModel.encode_tails` gives them.
     """
 
     row_ids: Sequence[str]
@@ -73,6 +78,7 @@ class EncodedRows:
     heads: Array
     weights: Array
     seen: list[bytes]
+    tails: list[bytes]
 
 
 class Rows(Mapping[str, Row]):
@@ -171,23 +177,36 @@ class Rows(Mapping[str, Row]):
         kernels.favour(group.slots, ages, of_rows)
         self.heads["popularity"][group.numbers] = of_rows
 
-    def encode(self, row_ids: Sequence[str], numbers: Array, weights: Array) -> EncodedRows:
-        """Rows, given by ids and numbers, as they are stored with the model's weights of them."""
+    def encode(
+        self, row_ids: Sequence[str], numbers: Array, weights: Array, tails: list[bytes] | None = None
+    ) -> EncodedRows:
+        """Rows, given by ids and numbers, as they are stored with the model's weights of them, and its tails."""
         heads = self.heads.take(numbers)
-        heads["size"] = weights.itemsize * weights.shape[1]
         seen = self.seen.json(numbers) if self.family == USER else []
-        words = np.empty((len(heads), (HEAD.itemsize + _CHECK) // 8 + weights.shape[1]), dtype="<u8")
-        words[:, : HEAD.itemsize // 8] = heads.view("<u8").reshape(len(heads), HEAD.itemsize // 8)
-        words[:, HEAD.itemsize // 8 : -1] = weights.view("<u8")
-        words[:, -1] = sums(words[:, :-1], self.family, row_ids, seen or repeat(b""))
+        heads["layout"] = ROW_LAYOUT if tails is None else TAILED_LAYOUT
+        parts, after = [heads.view("<u8").reshape(len(heads), HEAD.itemsize // 8), weights.view("<u8")], seen
+        if tails is not None:
+            parts.insert(1, np.fromiter(map(len, tails), dtype="<u8", count=len(tails))[:, None])
+            after = [*map(bytes.__add__, tails, seen)] if seen else tails
+        heads["size"] = 8 * sum(part.shape[1] for part in parts[1:])
+        words = np.empty((len(heads), _CHECK // 8 + sum(part.shape[1] for part in parts)), dtype="<u8")
+        np.concatenate(parts, axis=1, out=words[:, :-1])
+        words[:, -1] = sums(words[:, :-1], self.family, row_ids, after or repeat(b""))
         text, length = words.tobytes(), 8 * words.shape[1]
         blobs = [text[at : at + length] for at in range(0, len(text), length)]
-        if seen:
-            blobs = [blob + tail for blob, tail in zip(blobs, seen, strict=True)]
-        return EncodedRows(row_ids, blobs, heads, weights, seen)
+        if after:
+            blobs = [blob + tail for blob, tail in zip(blobs, after, strict=True)]
+        return EncodedRows(row_ids, blobs, heads, weights, seen, tails or [])
 
-    def restore(self, row_ids: Sequence[str], blobs: Sequence[bytes]) -> list[bytes]:
+    def restore(
+        self,
+        row_ids: Sequence[str],
+        blobs: Sequence[bytes],
+        number: Callable[[Sequence[bytes]], Array] | None = None,
+    ) -> list[bytes]:
         """Takes up encoded rows, and returns the model's part of each.
+
+        ``number`` tells from these parts which numbers the rows had, where they are to have them again.
 
         Raises
         ------
@@ -195,32 +214,39 @@ class Rows(Mapping[str, Row]):
             If one was written by a newer layout, is damaged, or was stored under another id.
         """
         # All at once if all are sound and of one size; otherwise one by one, to find which is not.
-        size = int.from_bytes(blobs[0][4:8], "little")
+        layout, size = (int.from_bytes(blobs[0][at : at + 4], "little") for at in (0, 4))
         end = HEAD.itemsize + size
         length = end + _CHECK
         fixed = b"".join([blob[:length] for blob in blobs])
-        if size % 8 == 0 and len(fixed) == length * len(blobs):
+        if layout in (ROW_LAYOUT, TAILED_LAYOUT) and size % 8 == 0 and len(fixed) == length * len(blobs):
             words = np.frombuffer(fixed, "<u8").reshape(len(blobs), -1)
             heads = np.frombuffer(b"".join([blob[: HEAD.itemsize] for blob in blobs]), HEAD)
             tails = [blob[length:] for blob in blobs]
-            alike = (heads["layout"] == ROW_LAYOUT) & (heads["size"] == size)
+            alike = (heads["layout"] == layout) & (heads["size"] == size)
             if np.all(alike & (words[:, -1] == sums(words[:, :-1], self.family, row_ids, tails))):
+                models = [blob[HEAD.itemsize : end] for blob in blobs]
+                if layout == TAILED_LAYOUT:
+                    sizes = words[:, HEAD.itemsize // 8].tolist()
+                    models = [part[8:] + tail[:of] for part, tail, of in zip(models, tails, sizes, strict=True)]
+                    tails = [tail[of:] for tail, of in zip(tails, sizes, strict=True)]
+                if number is not None:
+                    self.ids.put(row_ids, number(models))
                 numbers = self.ids.add(row_ids)
                 self._fit()
                 self.heads[numbers] = heads
                 if self.family == USER:
                     self.seen.put(numbers, orjson.loads(b"[%b]" % b",".join(tails)))
-                return [blob[HEAD.itemsize : end] for blob in blobs]
+                return models
         if len(blobs) == 1:
             raise self._refusal(row_ids[0], blobs[0])
-        return [self.restore([row_id], [blob])[0] for row_id, blob in zip(row_ids, blobs, strict=True)]
+        return [self.restore([row_id], [blob], number)[0] for row_id, blob in zip(row_ids, blobs, strict=True)]
 
     def _refusal(self, row_id: str, blob: bytes) -> Damaged:
         row, layout = f"the row of {self.family} {row_id!r}", int.from_bytes(blob[:4], "little")
-        if layout != ROW_LAYOUT and len(blob) >= HEAD.itemsize:
+        if layout not in (ROW_LAYOUT, TAILED_LAYOUT) and len(blob) >= HEAD.itemsize:
             return Damaged(
-                f"{row} has layout {layout}, this freshet reads {ROW_LAYOUT}: it is damaged, or a newer version "
-                f"wrote it; {REMEDY}"
+                f"{row} has layout {layout}, this freshet reads {ROW_LAYOUT} and {TAILED_LAYOUT}: it is damaged, or a "
+                f"newer version wrote it; {REMEDY}"
             )
         return Damaged(
             f"{row} is damaged: its {len(blob)} bytes do not have the checksum that was stored with them for this id; "

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from udfs.metrics import values
+from udfs.ranking import METRICS as RANKING_METRICS
 
 if TYPE_CHECKING:
     from udfs.intake import Intake
     from udfs.learner import Learner
+    from udfs.ranking import RankingScores
     from udfs.tally import Tally
 
 GROUP: Final = "freshet"
@@ -91,6 +93,27 @@ SCORE: Final = Metric(
     "A prequential metric (mae, rmse, ...) over the model's life, times 1,000,000.",
     ("shard", "metric"),
 )
+RANKING: Final = Metric(
+    "ranking_micros",
+    "gauge",
+    "millionths",
+    "hit, ndcg or mrr of a model that ranks and of each ranker beside it, over `all` events that were evaluated or the "
+    "`recent` ones, times 1,000,000.",
+    ("shard", "ranker", "metric", "over"),
+)
+BEATEN: Final = Metric(
+    "beaten",
+    "gauge",
+    "rankers",
+    "Baselines that rank the recent events as well as the model or better, by NDCG.",
+    ("shard",),
+)
+CUT: Final = Metric(
+    "cut_groups",
+    "counter",
+    "groups",
+    "Groups of events that went on in another batch, and so were predicted as two.",
+)
 BATCH_EVENTS_BUCKET: Final = Metric(
     "batch_events_bucket", "counter", "batches", "Batches that held no more than `le` events.", ("le",)
 )
@@ -131,6 +154,9 @@ METRICS: Final = (
     EVENT_LAG,
     ROWS,
     SCORE,
+    RANKING,
+    BEATEN,
+    CUT,
     BATCH_EVENTS_BUCKET,
     BATCH_EVENTS_SUM,
     BATCH_EVENTS_COUNT,
@@ -141,6 +167,9 @@ METRICS: Final = (
     PUBLISH_SUM,
     PUBLISH_COUNT,
 )
+
+# Of models that rank only.
+OF_RANKING: Final = (RANKING, BEATEN, CUT)
 
 # Flink's own, as its reporter names them, that the dashboard and the alerts use besides.
 FLINK: Final[Mapping[str, str]] = {
@@ -232,9 +261,24 @@ def of_learner(learner: Learner, shard: int, now: int | None = None) -> Readings
     for name, value in values(learner.scores.means).items():
         if name != "n" and value is not None:
             readings[SCORE, (of, name)] = round(value * SCALE)
+    if learner.ranking is not None:
+        readings |= of_ranking(learner.ranking, of)
     if now is not None:
         readings[EVENT_LAG, (of,)] = now - learner.updated_at
     return readings
+
+
+def of_ranking(ranking: RankingScores, shard: str) -> Readings:
+    """How well a shard's model ranks, beside its baselines."""
+    shown = ranking.values()
+    readings: dict[Series, int] = {
+        (RANKING, (shard, ranker, metric, over)): round(of[metric] * SCALE)
+        for over in ("all", "recent")
+        for ranker, of in shown[over].items()
+        for metric in RANKING_METRICS
+        if of["n"]
+    }
+    return readings | {(BEATEN, (shard,)): len(ranking.not_beaten(shown["recent"])), (CUT, ()): ranking.cut}
 
 
 class Changes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -19,17 +20,24 @@ from udfs.chunk import Chunk, Run
 from udfs.events import EventFormat
 from udfs.intake import Intake, IntakeConfig, IntakeResult
 from udfs.learner import Learner, LearnerConfig, build
+from udfs.models import RowModel
 from udfs.publisher import Publisher
 from udfs.requests import Request
 
 T0 = 1_700_000_000_000
 
 
+def baseline() -> RowModel:
+    return build("baseline", {})
+
+
 class Job:
     """Intake and learners as the job wires them; ``stop`` is a savepoint and another run."""
 
-    def __init__(self, shards: int) -> None:
+    def __init__(self, shards: int, model: Callable[[], RowModel] = baseline, ranking: Any = None) -> None:
         self.shards = shards
+        self.model = model
+        self.ranking = ranking
         self.number = 0
         self.blobs: dict[str, bytes] = {}
         self._start()
@@ -40,7 +48,8 @@ class Job:
             EventFormat(), self.shards, True, True, 5_000, 20_000, None, ("file", "line"), self.run_id, 7
         )
         self.intake = Intake(config)
-        self.learners = [Learner(LearnerConfig(run_id=self.run_id), build("baseline", {})) for _ in range(self.shards)]
+        learning = LearnerConfig(run_id=self.run_id, ranking=self.ranking)
+        self.learners = [Learner(learning, self.model()) for _ in range(self.shards)]
 
     def stop(self) -> None:
         header = self.intake.header
@@ -214,6 +223,7 @@ def test_the_summary_is_a_table(rate: float | None) -> None:
         "events": {"read": 1_234, "rejected": 2},
         "metrics_run": {"mae": None, "n": 0},
         "metrics": {"mae": 0.25, "n": 5},
+        "ranking": None,
         "published": {"users": 1, "items": 2, "writes": 3},
         "replayed": 0,
         "events_per_second": rate,

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from flink_jobs.flink import local_configuration
+from flink_jobs.sections import FLINK_FIXED, flatten
 from flink_jobs.settings import (
-    FLINK_FIXED,
     Layer,
     SettingsError,
     assignment,
     environment_layer,
-    flatten,
     resolve,
     toml_layer,
 )

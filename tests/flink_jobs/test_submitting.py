@@ -22,7 +22,8 @@ from flink_jobs.cluster import Cluster, ClusterError, rest_url
 from flink_jobs.job import build_and_submit
 from flink_jobs.preparing import folder_of, take_up
 from flink_jobs.preparing import prepared as prepared_here
-from flink_jobs.settings import ClusterSettings, Layer, Resolved, SettingsError, resolve
+from flink_jobs.sections import ClusterSettings
+from flink_jobs.settings import Layer, Resolved, SettingsError, resolve
 from flink_jobs.state import StateError, StateFolder, StateInUse, Submission
 from flink_jobs.submitting import BY_FLINK, packed, prepare
 from serving.connection import connect

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import orjson
 import pytest
@@ -110,6 +113,19 @@ def test_vectors_are_float32(values: list[float]) -> None:
     assert len(blob) == 4 * len(values)
     assert decode_vector(blob).tolist() == values
     assert decode_vector(None).shape == (0,)
+
+
+def test_every_key_is_documented() -> None:
+    keys = Keys("{prefix}")
+    known = {
+        keys.user("{id}"), keys.item("{id}"), keys.tail(0, "user", 1), keys.tail(0, "item", 1), keys.items(0),
+        keys.model(0), keys.metrics, keys.ledger, keys.fence, keys.deleted,
+    }  # fmt: skip
+    names = {name for name in vars(Keys) if not name.startswith("_")} - {"prefix", "everything"}
+    assert names == {"user", "item", "tail", "items", "model", "metrics", "ledger", "fence", "deleted"}
+    page = (Path(__file__).parents[2] / "docs" / "redis-schema.md").read_text()
+    listed = re.findall(r"`(\{prefix\}:[^`]*)`", page[: page.index("## ")])
+    assert {name.replace("{s}", "0").replace("{n}", "1") for name in listed} == known | {"{prefix}:user:"}
 
 
 def test_keys_of_one_prefix_match_their_pattern_only() -> None:

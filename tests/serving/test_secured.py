@@ -17,8 +17,9 @@ from serving.identity import fingerprint, hidden, key_of
 from serving.schema import Keys
 from tests.secured import Secured, certificates, secured_redis
 from tests.shells import batch_of, publish
+from udfs.entities import history_calls
 from udfs.learner import Learner, LearnerConfig, build
-from udfs.publisher import Publisher, draw_submission
+from udfs.publisher import Author, Publisher, draw_submission
 
 PASSWORDS = {"freshet-writer": "w" * 40, "freshet-reader": "r" * 40}
 
@@ -41,15 +42,19 @@ def test_the_writer_writes_the_prefix_and_the_reader_looks_up(server: Secured) -
     writer = reachable(server.url("freshet-writer"))
     purge(writer, Keys("freshet"))
     submission = draw_submission(writer, Keys("freshet"), 1)
-    publish(Publisher(server.url("freshet-writer"), "freshet", submission), learner())
+    publisher, author = Publisher(server.url("freshet-writer"), "freshet", submission), Author(Keys("freshet"), 0, 1, 7)
+    publish(publisher, learner())
+    publisher.take_over(author)
+    publisher.learned(author, [], {}, reached=b"{}", notes=history_calls(learner(), author, now=1))
     client = Client(server.url("freshet-reader"))
     user, item = client.user("ann"), client.item("tea")
     assert user is not None and user.learned is not None and user.learned.count == 2
     assert item is not None and np.all(np.isfinite(item.learned[0].vector))
     assert [r.item_id for r in client.recommend("ann", 3).items] == ["gin"]
     assert client.recommend("nobody", 1).items and client.similar("tea", 2) and client.score("ann", ["gin"])["gin"]
+    assert [(of.time, of.seq) for of in client.metrics()] == [(1, 4)]
     purge(writer, Keys("freshet"))
-    assert client.user("ann") is None
+    assert client.user("ann") is None and not client.metrics()
 
 
 @pytest.mark.parametrize("command", [("SET", "freshet:x", "1"), ("DEL", "freshet:user:a"), ("EVAL", "return 1", "0")])

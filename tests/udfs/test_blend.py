@@ -8,12 +8,12 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from serving.blend import DECAYED
 from tests.udfs.test_recommenders import Event, SlowHistory, SlowLinks, events
 from udfs.blend import (
     ALL,
     BLEND,
     CONTEXTS,
-    DECAYED,
     FEATURES,
     HALF_LIVES,
     LEFT_OUT,

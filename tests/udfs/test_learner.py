@@ -480,8 +480,8 @@ def test_newer_layouts_are_refused() -> None:
     newer = seal("header", orjson.dumps({**parsed(host.header), "layout": 2}))
     with pytest.raises(ValueError, match=r"layout 2.*reads 1"):
         Learner(CONFIG, made("biased_mf", "SGD")).restore(newer, [], [])
-    blob = b"\x02" + host.rows["user", "u0"][1:]
-    with pytest.raises(ValueError, match=r"user 'u0' has layout 2.*reads 1"):
+    blob = b"\x03" + host.rows["user", "u0"][1:]
+    with pytest.raises(ValueError, match=r"user 'u0' has layout 3.*reads 1 and 2"):
         Learner(CONFIG, made("biased_mf", "SGD")).restore(host.header, [("user", "u0", blob)], [])
 
 

@@ -12,16 +12,21 @@ import pytest
 from flink_jobs.embedded import embedded_redis
 from serving.connection import connect
 from tests.shells import batch_of, publish
+from tests.udfs.test_evaluating import CONFIG, learn, learner_of, log_of
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Publisher
 from udfs.tally import Tally
 from udfs.telemetry import (
+    BEATEN,
+    CUT,
     EVENT_LAG,
     LEARNED,
     METRICS,
+    OF_RANKING,
     PUBLISH_BUCKET,
     PUBLISH_COUNT,
     PUBLISHED,
+    RANKING,
     READ,
     REJECTED,
     REPLAYED,
@@ -74,6 +79,36 @@ def test_a_score_that_is_not_finite_is_left_out() -> None:
     learner = learned((1, "ann", "tea", 4.0))
     learner.scores.restore({"MAE": (1, float("inf"))})
     assert {series[1][1] for series in of_learner(learner, 0) if series[0] is SCORE} == {"rmse"}
+
+
+def test_how_well_a_learner_ranks_is_read() -> None:
+    learner = learner_of(CONFIG)
+    nothing = of_learner(learner, 1)
+    assert [series for series in nothing if series[0] in OF_RANKING] == [(BEATEN, ("1",)), (CUT, ())]
+    log = log_of(60)
+    learn(learner, log[:31])
+    learn(learner, [log[30], *log[31:]])  # the user's group goes on
+    readings = of_learner(learner, 1)
+    assert learner.ranking is not None and learner.ranking.cut == readings[CUT, ()] == 1
+    shown = learner.ranking.values()
+    found = {labels: value for (metric, labels), value in readings.items() if metric is RANKING}
+    assert found == {
+        ("1", ranker, name, over): round(shown[over][ranker][name] * 1e6)
+        for over in ("all", "recent")
+        for ranker in ("faded", "popularity")
+        for name in ("hit", "ndcg", "mrr")
+    }
+    assert all(isinstance(value, int) for value in readings.values())
+    assert not {series[0] for series in of_learner(learned((1, "ann", "tea", 4.0)), 0)} & {*OF_RANKING}
+
+
+@pytest.mark.parametrize(("growing", "beaten"), [(True, 0), (False, 1)])
+def test_a_baseline_that_ranks_as_well_is_counted(growing: bool, beaten: int) -> None:
+    """What is popular changes, or each item comes as often as any other."""
+    learner = learner_of(CONFIG)
+    items = [f"i{at // 10 if growing else at % 4}" for at in range(100)]
+    learn(learner, [[1 + at, "", "ann", item, "view", 1.0, 0, at] for at, item in enumerate(items)])
+    assert of_learner(learner, 0)[BEATEN, ("0",)] == beaten
 
 
 def test_what_was_restored_is_not_counted_again() -> None:
