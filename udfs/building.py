@@ -15,6 +15,7 @@ from udfs.plain import PlainBiasedMF, is_plain
 from udfs.rivermodels import KINDS, RiverRanker
 
 BLEND: Final = "blend"
+STACK: Final = "stack"
 # Of a blend: what its constructor takes, by name, and the least that is allowed; the others are of udfs.blend.Settings.
 _OF_BLEND: Final = {"n_factors": 1, "neighbours": 1, "history": 1, "tops": 0, "seed": 0}
 # Parameters that are freshet's own, for every model.
@@ -23,7 +24,7 @@ DEFAULT_MAX_WEIGHT: Final = 1e6
 
 # Of models that are freshet's own: parameters and their defaults, all of them numbers.
 FILTERS: Final[Mapping[str, Mapping[str, float]]] = {
-    "stack": {"n_factors": 16, "noise": 1.0, "forget": 0.9999, "prior": 0.02, "seed": DEFAULT_SEED},
+    STACK: {"n_factors": 16, "noise": 1.0, "forget": 0.9999, "prior": 0.02, "seed": DEFAULT_SEED},
     "kalman_mf": {
         "n_factors": 8,
         "observation": 0.75,
@@ -122,7 +123,7 @@ def _filters(name: str, params: Mapping[str, Any], max_weight: float) -> RowMode
     for key, value in of.items():
         if value < 0 or (value == 0 and key in _ABOVE_ZERO):
             raise ModelError(f"model.{key}: {value!r} is not {'above' if key in _ABOVE_ZERO else 'at least'} 0")
-    if name == "stack":
+    if name == STACK:
         if of["forget"] > 1:
             raise ModelError(f"model.forget: {of['forget']!r} is above 1")
         raters = default_raters(int(of["n_factors"]), of["noise"], int(of["seed"]))

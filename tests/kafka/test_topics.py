@@ -16,6 +16,7 @@ import orjson
 import pytest
 
 from flink_jobs.embedded import embedded_redis
+from flink_jobs.settings import SettingsError
 from serving import Client
 from serving.connection import connect
 from tests.faults.injector import any_worker, living_workers
@@ -137,6 +138,30 @@ def test_a_topic_of_one_partition_is_learned_as_a_file_is(
         (d["reason"], d["raw"], d["position"]["line"]) for d in letters
     ]
     assert {d["position"]["partition"] for d in found} == {"ratings-0"}
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_the_first_records_of_a_topic_tell_its_model(
+    start: str, tmp_path: Path, broker: Broker, kafka: KafkaClient, connection: Any
+) -> None:
+    """Those before where it begins, if there are no others yet."""
+    topic = f"purchases-{start}"
+    kafka.create(topic, 2)
+    settings = {**topic_settings(broker, topic), "model.name": "auto", "kafka.start": start, "tiles.enabled": False}
+    with pytest.raises(SettingsError, match=f"^model.name: .* kafka:{topic} has none .* --model blend"):
+        run_job(tmp_path / "state", settings)
+    purchases = [Record(rating(k, event_type="purchase"), partition=k % 2) for k in range(1_500)]
+    kafka.send(topic, [Record(None, b"gone"), Record(b"{"), *purchases[:1_200]])
+    run = TopicRun(tmp_path / "state", settings)
+    begins = 0 if start == "earliest" else 1_202
+    if begins:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while not connection.exists("freshet:ledger"):  # it has begun, and so knows where
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    kafka.send(topic, purchases[1_200:])
+    summary = run.stopped_at(connection, read=1_502 - begins)
+    assert summary["model"] == "blend" and summary["events"]["read"] == 1_502 - begins
 
 
 def rating(k: int, **more: Any) -> bytes:
