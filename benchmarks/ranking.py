@@ -30,7 +30,7 @@ from river import facto, optim, reco
 from benchmarks.common import progress, show, store
 from serving.blend import DECAYED
 from udfs.blend import ALL, BLEND, LEFT_OUT, NEW, POPS, RANKERS, Blend
-from udfs.building import build
+from udfs.building import FILTERS, build
 from udfs.factors import BPR, ISGD, RAISGD
 from udfs.ids import Group
 from udfs.models import ITEM, USER, Array
@@ -227,6 +227,13 @@ def errors(ys: Array, predictions: Array, clip: tuple[float, float]) -> tuple[fl
     return float(np.sqrt(np.mean(apart * apart))), float(np.mean(np.abs(apart)))
 
 
+def learned(name: str, settings: dict[str, Any], stream: Stream) -> Array:
+    """What a model of the job predicts."""
+    model = build(name, settings)
+    users, items = Group(model.ids[USER], stream.user_ids), Group(model.ids[ITEM], stream.item_ids)
+    return model.learn(users, items, stream.values, stream.times)[0]
+
+
 def ratings(stream: Stream) -> dict[str, Any]:
     """The stack against the best of 96 settings of biased MF; each is chosen by its RMSE on the first half."""
     ys, half = stream.values, len(stream) // 2
@@ -239,9 +246,7 @@ def ratings(stream: Stream) -> dict[str, Any]:
             "latent_optimizer.lr": rate, "latent_initializer": "Normal", "latent_initializer.sigma": spread,
             "l2_latent": l2, "l2_bias": 0.02,
         }  # fmt: skip
-        model = build("biased_mf", settings)
-        users, items = Group(model.ids[USER], stream.user_ids), Group(model.ids[ITEM], stream.item_ids)
-        predictions, _ = model.learn(users, items, ys)
+        predictions = learned("biased_mf", settings, stream)
         tried.append((errors(ys[:half], predictions[:half], clip)[0], predictions, settings))
     _, chosen, settings = min(tried, key=lambda one: one[0])
     luckiest = min((predictions for _, predictions, _ in tried), key=lambda of: errors(ys[half:], of[half:], clip)[0])
@@ -264,12 +269,14 @@ def ratings(stream: Stream) -> dict[str, Any]:
     ]  # fmt: skip
     filters, stack = Stack(), Stack(raters)
     of_filters = filters.learn(stream.user_ids, stream.item_ids, ys, stream.times)
+    of_job = {name: learned(name, {}, stream) for name in FILTERS}
     stacked = stack.learn(stream.user_ids, stream.item_ids, ys, stream.times)
     listed = [
         ("biased MF, chosen on the first half", chosen),
         ("biased MF, best on the second half in hindsight", luckiest),
         *((f"{type(getattr(r, 'model', r)).__name__}", stack.predictions[:, at]) for at, r in enumerate(raters)),
         ("stack of the filters", of_filters),
+        *((f"--model {name}", predictions) for name, predictions in of_job.items()),
         ("stack of the filters, River's biased MF and FM", stacked),
     ]
     base = [errors(ys[start:], chosen[start:], clip) for start in (half, 0)]
