@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from flink_jobs.sections import KafkaSettings
 from flink_jobs.settings import Resolved, SettingsError
@@ -197,16 +197,20 @@ class _Cluster:
         self._properties = properties
 
     @contextlib.contextmanager
-    def _client(self, about: str, kind: str = "admin") -> Iterator[Any]:
+    def _client(self, about: str, kind: Literal["admin", "consumer"] = "admin") -> Iterator[Any]:
         from py4j.protocol import Py4JJavaError
 
         config = self._java.util.Properties()
         # Less than the client's own: who waits is a person.
         timeouts = {"request.timeout.ms": str(_ASK_MS // 2), "default.api.timeout.ms": str(_ASK_MS)}
         as_bytes = f"{_SHADED}.common.serialization.ByteArrayDeserializer"
-        reading = {"key.deserializer": as_bytes, "value.deserializer": as_bytes, "isolation.level": "read_committed"}
-        more = timeouts if kind == "admin" else timeouts | reading
-        for name, value in (more | dict(self._properties)).items():
+        reading = {
+            "key.deserializer": as_bytes,
+            "value.deserializer": as_bytes,
+            "isolation.level": "read_committed",
+            "enable.auto.commit": "false",  # also where a file of properties names a group
+        }
+        for name, value in (timeouts | dict(self._properties) | (reading if kind == "consumer" else {})).items():
             config.setProperty(name, value)
         servers = self._properties["bootstrap.servers"]
         try:
