@@ -12,14 +12,15 @@ decode         ``Chunk.decode``, in the intake's worker
 judge          ``Intake.process`` without windows, less the encoding of its batch
 tile feed      the same with windows, less the same without: a difference, and so the least certain
 hand over      ``Batch.encode`` and ``Batch.decode``
-learn          ``Learner.process``, by compiled code or by River's
+learn          ``Learner.process``, by compiled code or by River's; and of the filters of ratings
 state          ``Learner.encode``: the bytes of the touched rows
 arguments      ``learned_entities``: the words of the writes
 publish        ``Publisher.learned``: a real Redis, until it has acknowledged
 JVM            a chunk through two operators that do nothing (``benchmarks.passthrough``), two cores at work
 =============  ========================================================================================
 
-State and what follows cost by touched row: the fewer distinct ids a chunk has, the less.
+State and what follows cost by touched row: the fewer distinct ids a chunk has, the less. Times are of CPU, but for
+publishing, which waits for Redis, and the JVM.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from flink_jobs.embedded import embedded_redis
 from serving.connection import connect
 from serving.schema import Keys, span_ms
 from udfs.batch import Batch
-from udfs.building import build
+from udfs.building import FILTERS, build
 from udfs.chunk import Chunk
 from udfs.entities import learned_entities
 from udfs.events import EventFormat
@@ -67,6 +68,12 @@ _STEPS: Final = {
     "state": "state",
     "arguments": "Redis arguments",
     "publish": "publish",
+    "learn-kalman_mf": "learn, kalman_mf",
+    "state-kalman_mf": "state, kalman_mf",
+    "arguments-kalman_mf": "Redis arguments, kalman_mf",
+    "learn-stack": "learn, stack",
+    "state-stack": "state, stack",
+    "arguments-stack": "Redis arguments, stack",
     "jvm": "JVM, two hand-overs",
 }
 
@@ -79,10 +86,11 @@ class Stopwatch:
         self.counts = False
 
     def __call__(self, step: str, what: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        began = time.perf_counter()
+        clock = time.perf_counter if step == "publish" else time.process_time
+        began = clock()
         result = what(*arguments, **options)
         if self.counts:
-            self.seconds[step] += time.perf_counter() - began
+            self.seconds[step] += clock() - began
         return result
 
 
@@ -116,8 +124,8 @@ def intake(tiles: TileConfig | None) -> Intake:
     return Intake(config)
 
 
-def learner(engine: Literal["compiled", "river"]) -> Learner:
-    return Learner(LearnerConfig(), build("biased_mf", {"n_factors": N_FACTORS}, engine=engine))
+def learner(engine: Literal["compiled", "river"] = "compiled", name: str = "biased_mf") -> Learner:
+    return Learner(LearnerConfig(), build(name, {"n_factors": N_FACTORS}, engine=engine))
 
 
 def chunks(path: Path, watch: Stopwatch) -> Iterator[tuple[bytes, int]]:
@@ -134,7 +142,8 @@ def repetition(path: Path, redis_url: str) -> dict[str, float]:
     """Microseconds an event of each step."""
     watch, passed, counted = Stopwatch(), 0, 0
     plain, with_tiles = intake(None), intake(TileConfig(_EVENT_TYPES, span_ms("30m"), span_ms("5m")))
-    ours, rivers = learner("compiled"), learner("river")
+    ours, rivers = learner(), learner("river")
+    filters = {name: learner(name=name) for name in FILTERS}
     connection, keys = connect(redis_url), Keys(_PREFIX)
     connection.flushall()
     publisher = Publisher(redis_url, _PREFIX, draw_submission(connection, keys, 1))
@@ -150,6 +159,11 @@ def repetition(path: Path, redis_url: str) -> dict[str, float]:
             _learned(ours, batch, watch, publisher, author)
             watch("learn-river", _all, rivers, Batch.decode(encoded))
             rivers.finished_batches()
+            for name, of in filters.items():
+                for learned in watch(f"learn-{name}", _all, of, Batch.decode(encoded)):
+                    rows = watch(f"state-{name}", of.encode, learned)
+                    watch(f"arguments-{name}", learned_entities, of, rows, author)
+                of.finished_batches()
         passed += events
         counted += events if watch.counts else 0
         watch.counts = passed >= _WARM_UP

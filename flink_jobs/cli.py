@@ -77,7 +77,8 @@ def warm_up(kernels: bool) -> None:
     if kernels:
         with job_installed():
             from flink_jobs.nursery import learn_once
-        learn_once()
+        for model in ("biased_mf", "stack", "blend"):
+            learn_once(model)
         return
     with job_errors():
         from flink_jobs.warming import warm_up as warm_up_environment

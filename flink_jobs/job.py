@@ -21,7 +21,7 @@ def build_and_submit(resolved: Any) -> None:
     """Builds the job in the environment that Flink's client has prepared, and submits it."""
     from flink_jobs.flink import environments, job_configuration
     from flink_jobs.kafka import kafka_of
-    from flink_jobs.preparing import files_of, fixed_settings, folder_of, job_of
+    from flink_jobs.preparing import as_learned, files_of, fixed_settings, folder_of, job_of
     from flink_jobs.settings import SettingsError
     from flink_jobs.state import StateError, may_go_on
     from flink_jobs.topology import build
@@ -33,6 +33,7 @@ def build_and_submit(resolved: Any) -> None:
             f"nothing was prepared in {folder.path}: submit with freshet submit, or prepare with freshet submit "
             "--prepare and the same options"
         )
+    resolved = as_learned(resolved, manifest)
     may_go_on(manifest, fixed_settings(resolved), settings.source)
     kafka = kafka_of(resolved)
     if kafka is not None and resolved.topic is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from flink_jobs.sections import KafkaSettings
 from flink_jobs.settings import Resolved, SettingsError
@@ -19,6 +20,7 @@ _FETCHED: Final = Path(__file__).resolve().parents[1] / "deploy" / "kafka" / "ja
 _SHADED: Final = "org.apache.flink.kafka.shaded.org.apache.kafka"
 _KAFKAS: Final = re.compile(r"(?<![\w.])org\.apache\.kafka\.")
 _ASK_MS: Final = 20_000
+_POLL_MS: Final = 500
 _LOADERS: Final[dict[Path, Any]] = {}  # of this process's JVM
 
 
@@ -160,16 +162,31 @@ def find_kafka(resolved: Resolved) -> Kafka | None:
     kafka = kafka_of(resolved)
     if kafka is None:
         return None
-    admin, topic = _Admin(kafka.jar, kafka.properties), resolved.topic
+    cluster, topic = _Cluster(kafka.jar, kafka.properties), resolved.topic
     if topic is not None:
-        kafka = kafka.reading(topic, admin.starts(topic, resolved.settings.kafka.start, kafka.group))
+        kafka = kafka.reading(topic, cluster.starts(topic, resolved.settings.kafka.start, kafka.group))
     for other in (kafka.letters, kafka.items):
         if other is not None:
-            admin.partitions(other)
+            cluster.partitions(other)
     return kafka
 
 
-class _Admin:
+def first_values(kafka: Kafka, most: int) -> Generator[list[bytes]]:
+    """Records of the topic of events, as they come: of each partition from where a new state begins, or those before
+    that it takes to have ``most``.
+
+    Raises
+    ------
+    SettingsError
+        If no client can be made.
+    InputError
+        If the cluster does not give them.
+    """
+    assert kafka.source is not None
+    return _Cluster(kafka.jar, kafka.properties).values(kafka.source, most)
+
+
+class _Cluster:
     """Questions to a cluster."""
 
     def __init__(self, jar: Path, properties: Mapping[str, str]) -> None:
@@ -180,17 +197,25 @@ class _Admin:
         self._properties = properties
 
     @contextlib.contextmanager
-    def _client(self, about: str) -> Iterator[Any]:
+    def _client(self, about: str, kind: Literal["admin", "consumer"] = "admin") -> Iterator[Any]:
         from py4j.protocol import Py4JJavaError
 
         config = self._java.util.Properties()
         # Less than the client's own: who waits is a person.
         timeouts = {"request.timeout.ms": str(_ASK_MS // 2), "default.api.timeout.ms": str(_ASK_MS)}
-        for name, value in (timeouts | dict(self._properties)).items():
+        as_bytes = f"{_SHADED}.common.serialization.ByteArrayDeserializer"
+        reading = {
+            "key.deserializer": as_bytes,
+            "value.deserializer": as_bytes,
+            "isolation.level": "read_committed",
+            "enable.auto.commit": "false",  # also where a file of properties names a group
+        }
+        for name, value in (timeouts | dict(self._properties) | (reading if kind == "consumer" else {})).items():
             config.setProperty(name, value)
         servers = self._properties["bootstrap.servers"]
         try:
-            client = self._kafka.clients.admin.Admin.create(config)
+            clients = self._kafka.clients
+            client = clients.admin.Admin.create(config) if kind == "admin" else clients.consumer.KafkaConsumer(config)
         except Py4JJavaError as error:
             raise SettingsError(f"kafka: no client can be made with these settings: {_cause(error)}") from None
         try:
@@ -220,6 +245,21 @@ class _Admin:
                 return latest
             at = self._offsets(client, topic, numbers, start)
             return {number: latest[number] if at[number] < 0 else at[number] for number in numbers}
+
+    def values(self, topic: Topic, most: int) -> Generator[list[bytes]]:
+        with self._client(f"does not give the records of {topic.name!r}", "consumer") as client:
+            places = self._java.util.ArrayList()
+            for number in topic.starts:
+                places.add(self._kafka.common.TopicPartition(topic.name, number))
+            client.assign(places)
+            firsts, ends = client.beginningOffsets(places), client.endOffsets(places)
+            for place in places:
+                start = min(topic.starts[place.partition()], ends[place] - most)
+                client.seek(place, max(firsts[place], start))
+            until = time.monotonic() + _ASK_MS / 1_000
+            while time.monotonic() < until and any(client.position(place) < ends[place] for place in places):
+                records = client.poll(self._java.time.Duration.ofMillis(_POLL_MS)).iterator()
+                yield [value for record in records if (value := record.value()) is not None]
 
     def _offsets(self, client: Any, topic: str, numbers: list[int], of: str) -> dict[int, int]:
         spec = self._kafka.clients.admin.OffsetSpec

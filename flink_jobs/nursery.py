@@ -121,10 +121,10 @@ def _serve(listener: socket.socket) -> socket.socket | None:
         connection.close()
 
 
-def learn_once() -> None:
-    """Compiles the kernels, or loads them."""
+def learn_once(model: str = "biased_mf") -> None:
+    """Compiles the kernels of a model, or loads them."""
     event = Interactions.of([[1, "", "user", "item", "rating", 1.0, 0, 0]])
-    for _ in Learner(LearnerConfig(), build("biased_mf", {})).process(Batch(None, True, [""], event, b"")):
+    for _ in Learner(LearnerConfig(), build(model, {})).process(Batch(None, True, [""], event, b"")):
         pass
     taken_apart(b"")  # for those that go on from a state
 

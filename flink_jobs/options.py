@@ -51,7 +51,9 @@ _RUN_OPTIONS: Final = (
     click.option("--field", multiple=True, metavar="NAME=COLUMN", help="Our field name and yours; repeatable."),
     click.option("--timestamp-unit", help="auto (default), ms, s or iso."),
     click.option("--time", help="event or processing; event by default for input that ends."),
-    click.option("--model", help="biased_mf (default), funk_mf or baseline; blend where there are no ratings."),
+    click.option(
+        "--model", help="biased_mf (default), funk_mf, baseline, kalman_mf, stack, blend; auto: by the events."
+    ),
     click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."),
     click.option("--shards", help="How many models the users are spread over; 1 by default."),
     click.option("--parallelism", help="Subtasks of each operator; 1 by default."),

@@ -27,7 +27,7 @@ from flink_jobs.flink import (
 )
 from flink_jobs.kafka import Kafka
 from flink_jobs.nursery import Nursery, nursery
-from flink_jobs.settings import Resolved, SettingsError
+from flink_jobs.settings import AUTO, Resolved, SettingsError
 from flink_jobs.state import Manifest, StateFolder, StateInUse, may_go_on
 from serving.client import Unreachable
 from serving.connection import connect, server_of, without_password
@@ -55,8 +55,15 @@ SILENT_SECONDS: Final = 30.0  # some beats: a job that is silent for so long doe
 
 @dataclass(frozen=True)
 class Ready:
-    """What a job needs before it can be submitted; nobody else uses the state meanwhile."""
+    """What a job needs before it can be submitted; nobody else uses the state meanwhile.
 
+    Attributes
+    ----------
+    resolved
+        Its settings. Where the model is ``auto``, it is that of the state, if there is one.
+    """
+
+    resolved: Resolved
     folder: StateFolder
     url: str
     connection: Any
@@ -101,11 +108,21 @@ def take_up(
     keys = Keys(resolved.settings.prefix)
     if resolved.settings.fresh:
         folder.clear()
+    if (learned := as_learned(resolved, folder.load())) is not resolved:
+        console.print(f"model: {learned.model_name}, which the state was learned with", highlight=False)
+        resolved = learned
     manifest, snapshot = _take_up(resolved, folder, connection, keys, console, snapshot)
     if manifest.shards_before is not None:
         forget_shards(connection, keys, manifest.shards_before, resolved.settings.shards)
         manifest = replace(manifest, shards_before=None)
-    return Ready(folder, url, connection, keys, manifest, snapshot)
+    return Ready(resolved, folder, url, connection, keys, manifest, snapshot)
+
+
+def as_learned(resolved: Resolved, known: Manifest | None) -> Resolved:
+    """The settings with the model that a state was learned with, where they leave that open."""
+    return (
+        resolved if known is None or resolved.model_name != AUTO else resolved.with_model(known.fixed["model"]["name"])
+    )
 
 
 def _not_on_cluster(folder: StateFolder, connection: Any, keys: Keys) -> None:
@@ -126,19 +143,17 @@ def silent_seconds(connection: Any, keys: Keys) -> float:
     return time.time() - int(connection.hget(keys.ledger, Field.ALIVE) or 0) / 1_000
 
 
-def begin(
-    resolved: Resolved, ready: Ready, files: list[tuple[str, str]], console: Console, **marks: Any
-) -> tuple[Manifest, int]:
+def begin(ready: Ready, files: list[tuple[str, str]], console: Console, **marks: Any) -> tuple[Manifest, int]:
     """Takes over the prefix for a job that is about to be submitted: its manifest, which is stored, and its number.
 
     ``marks``: what else is to be noted in the manifest.
     """
-    settings, connection, keys, manifest = resolved.settings, ready.connection, ready.keys, ready.manifest
+    resolved, connection, keys, manifest = ready.resolved, ready.connection, ready.keys, ready.manifest
     # From here on a job that still writes under this prefix is fenced off.
     submission = draw_submission(connection, keys, time.time_ns() // 1_000_000)
     if ready.snapshot is None:
         purge(connection, keys)
-    if settings.tiles.enabled and not manifest.gather:
+    if resolved.settings.tiles.enabled and not manifest.gather:
         manifest = replace(manifest, gather=gathering(resolved, manifest, files))
     if resolved.item_topic is None:  # one who followed a topic gives no signs of life any more
         connection.hdel(keys.ledger, f"{Field.ALIVE}:items")
@@ -297,13 +312,13 @@ def gathering(resolved: Resolved, manifest: Manifest, files: list[tuple[str, str
     if resolved.topic is not None:
         density = float("inf")  # what is read live is written when its window closes
     elif files:
-        density = peak_density(files, _event_format(resolved, manifest))
+        density = peak_density(files, event_format(resolved, manifest))
     else:
         density = 1 / settings.generator.interval
     return gathering_span(span_ms(settings.tiles.spans[0]), density)
 
 
-def _event_format(resolved: Resolved, manifest: Manifest) -> EventFormat:
+def event_format(resolved: Resolved, manifest: Manifest) -> EventFormat:
     settings = resolved.settings
     return EventFormat(
         columns=settings.field,
@@ -347,7 +362,7 @@ def job_of(
         gather, discovery = span_ms(settings.kafka.gather), span_ms(settings.kafka.discovery_interval)
         return TopicStream(name, table, kafka.properties, kafka.group, gather, discovery, starts)
 
-    fmt = _event_format(resolved, manifest)
+    fmt = event_format(resolved, manifest)
     # A request that a worker can't see would never take effect, and nobody would know.
     path = StateFolder(settings.state_dir).journal
     journal = functools.partial(Journal, path, required=manifest.on_cluster)

@@ -38,7 +38,7 @@ def republish(resolved: Resolved, console: Console) -> tuple[int, float]:
         with prepared(resolved, console) as (ready, workers):
             if ready.snapshot is None:
                 raise StateError(f"{ready.folder.path} has no state to write")
-            sent = written_by_another_job(resolved, ready, workers)
+            sent = written_by_another_job(ready, workers)
     except StateInUse:
         console.print("a job is running on this state: it will write all it knows", highlight=False)
         with redis_url(resolved, StateFolder(settings.state_dir)) as url:
@@ -48,11 +48,11 @@ def republish(resolved: Resolved, console: Console) -> tuple[int, float]:
     return sent, time.monotonic() - began
 
 
-def written_by_another_job(resolved: Resolved, ready: Ready, workers: Nursery) -> int:
-    settings, connection, keys = resolved.settings, ready.connection, ready.keys
+def written_by_another_job(ready: Ready, workers: Nursery) -> int:
+    resolved, settings, connection, keys = ready.resolved, ready.resolved.settings, ready.connection, ready.keys
     submission = draw_submission(connection, keys, time.time_ns() // 1_000_000)
     before = _ask_learners(connection, keys, settings.shards)
-    prepare_process(ready.folder.logs, resolved.settings.logs)
+    prepare_process(ready.folder.logs, settings.logs)
     # Of a run of its own: the next one counts from where the last one ended.
     run_id = f"{ready.manifest.run_id}-republish"
     parts = replace(job_of(resolved, ready.manifest, ready.url, None, run_id, submission), windows=None)

@@ -76,8 +76,8 @@ def reshard(resolved: Resolved, console: Console) -> Moved:
             "since the job that moves it does not keep the connector's offsets"
         )
     # The state's own source: its position is kept, whatever source the next run has.
-    was = _with(resolved, shards=before, source=known.source)
-    with prepared(was, console) as (ready, workers):
+    with prepared(_with(resolved, shards=before, source=known.source), console) as (ready, workers):
+        was = ready.resolved
         if ready.snapshot is None:
             raise StateError(f"{folder.path} has no snapshot to move: the last run ended before its first checkpoint")
         prepare_process(folder.logs, resolved.settings.logs)
@@ -86,8 +86,9 @@ def reshard(resolved: Resolved, console: Console) -> Moved:
             manifest, users, items = _move(was, after, known, ready, workers, console)
             folder.store(manifest)
         console.print("writing Redis", highlight=False)
-        now = replace(ready, manifest=manifest, snapshot=folder.newest_snapshot(manifest))
-        sent = written_by_another_job(_with(was, shards=after), now, workers)
+        snapshot = folder.newest_snapshot(manifest)
+        now = replace(ready, resolved=_with(was, shards=after), manifest=manifest, snapshot=snapshot)
+        sent = written_by_another_job(now, workers)
         if manifest.shards_before is not None:
             forget_shards(ready.connection, ready.keys, manifest.shards_before, after)
         folder.store(replace(manifest, shards_before=None))

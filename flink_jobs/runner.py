@@ -16,6 +16,7 @@ import orjson
 from rich.console import Console
 
 from flink_jobs import rankings
+from flink_jobs.choosing import chosen
 from flink_jobs.flink import JobFailed, execute_here, prepare_process, start_jvm
 from flink_jobs.kafka import find_kafka
 from flink_jobs.preparing import begin, files_of, job_of, prepared, submit
@@ -71,10 +72,12 @@ def run(
     with prepared(resolved, console, start) as (ready, workers), _stopping(interrupted) as stopping:
         folder, connection, keys, snapshot = ready.folder, ready.connection, ready.keys, ready.snapshot
         kafka = find_kafka(resolved)  # before anything is changed: it may not be there
+        ready = chosen(ready, files, kafka, console)
+        resolved = ready.resolved
         marks: dict[str, Any] = {"on_cluster": False}
         if snapshot is not None and Path(snapshot).parent == folder.savepoints:
             marks["savepoint"] = snapshot  # one of a cluster's job is not noted yet
-        manifest, submission = begin(resolved, ready, files, console, **marks)
+        manifest, submission = begin(ready, files, console, **marks)
         run_id = manifest.run_id
         monitor = Monitor(connection, keys, settings.shards, run_id, submission, settings.metrics)
         console.print("starting Flink" + (f" from {Path(snapshot).name}" if snapshot else ""), highlight=False)

@@ -10,7 +10,7 @@ import functools
 import re
 import tomllib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,6 +25,8 @@ from udfs.models import ModelError, RankingModel
 
 ENVIRONMENT: Final = "FRESHET_"
 _MODEL_DEFAULT: Final = "biased_mf"
+AUTO: Final = "auto"
+CHOICES: Final = (building.STACK, building.BLEND)  # what it may stand for
 COMMAND_LINE: Final = ("--set", "flag")
 _FREE: Final = (
     "model",
@@ -150,6 +152,19 @@ class Resolved:
     @property
     def model_name(self) -> str:
         return str(self.settings.model.get("name", _MODEL_DEFAULT))
+
+    def with_model(self, name: str) -> Resolved:
+        """The same, with the model that ``auto`` stands for.
+
+        Raises
+        ------
+        SettingsError
+            If other settings do not suit it.
+        """
+        model = {**self.settings.model, "name": name}
+        chosen = replace(self, settings=self.settings.model_copy(update={"model": model}))
+        _check_model(chosen)
+        return chosen
 
     @property
     def model_params(self) -> dict[str, Any]:
@@ -316,7 +331,28 @@ def _check_together(resolved: Resolved) -> None:
             f"ranking.others: {ranking.others!r} is for groups that are held out, with repeats; ranking.groups is "
             f"{ranking.groups!r}, ranking.repeats is {str(ranking.repeats).lower()}"
         )
-    name, max_weight = resolved.model_name, settings.model.get("max_weight", building.DEFAULT_MAX_WEIGHT)
+    _check_model(resolved)
+    spans = settings.tiles.spans
+    sizes = [span_ms(span) for span in spans]
+    if sizes != sorted(set(sizes)) or any(large % sizes[0] for large in sizes):
+        raise SettingsError(f"tiles.spans: {spans} must grow, each a multiple of the first")
+    if any(span_ms("1d") % size and size % span_ms("1d") for size in sizes):
+        raise SettingsError(f"tiles.spans: each of {spans} must divide a day or be whole days, so that windows align")
+
+
+def _check_model(resolved: Resolved) -> None:
+    settings, name = resolved.settings, resolved.model_name
+    if name == AUTO:  # what suits one of them may do
+        unsuited = []
+        for choice in CHOICES:
+            try:
+                resolved.with_model(choice)
+            except SettingsError as error:
+                unsuited.append(error)
+        if len(unsuited) == len(CHOICES):
+            raise unsuited[0]
+        return
+    max_weight = settings.model.get("max_weight", building.DEFAULT_MAX_WEIGHT)
     if isinstance(max_weight, bool) or not isinstance(max_weight, int | float) or not 0 < max_weight < 1e150:
         raise SettingsError(f"model.max_weight: {max_weight!r} is not a number between 0 and 1e150")
     try:
@@ -331,12 +367,6 @@ def _check_together(resolved: Resolved) -> None:
                     f"growth.{bound}: {name} links items to each other, and each keeps a row of its own: leave it out; "
                     "growth.max_users and growth.expire_after bound the users"
                 )
-    spans = settings.tiles.spans
-    sizes = [span_ms(span) for span in spans]
-    if sizes != sorted(set(sizes)) or any(large % sizes[0] for large in sizes):
-        raise SettingsError(f"tiles.spans: {spans} must grow, each a multiple of the first")
-    if any(span_ms("1d") % size and size % span_ms("1d") for size in sizes):
-        raise SettingsError(f"tiles.spans: each of {spans} must divide a day or be whole days, so that windows align")
 
 
 def _check_secrets(resolved: Resolved) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from flink_jobs import job
+from flink_jobs.choosing import chosen
 from flink_jobs.cluster import Cluster, ClusterError, environment, flink_home, rest_url, status_of
 from flink_jobs.flink import prepare_process
 from flink_jobs.kafka import Kafka, find_kafka
@@ -112,7 +113,8 @@ def prepare(
         ready = take_up(resolved, folder, settings.redis, connection, console, restore)
         prepare_process(folder.logs)
         kafka = find_kafka(resolved)
-        _, number = begin(resolved, ready, files, console, on_cluster=True)
+        ready = chosen(ready, files, kafka, console)
+        _, number = begin(ready, files, console, on_cluster=True)
         folder.store_submission(Submission(number, once, _starts(kafka)))
     return _command(resolved, options, conf, None if restore == BY_FLINK else ready.snapshot)
 

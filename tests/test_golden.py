@@ -196,6 +196,25 @@ def test_learner_is_read(golden: dict[str, Any], name: str, kind: str, params: d
     assert learner.model.global_mean() == 3.0
 
 
+@pytest.mark.parametrize("kind", ["kalman_mf", "stack"])
+def test_learner_of_filters(golden: dict[str, Any], kind: str) -> None:
+    header, blobs = golden[kind]["header"].encode(), unhex(golden[kind]["rows"])
+    assert rows(learned(kind, {"n_factors": 2})).keys() == blobs.keys()
+    assert json_holds(learned(kind, {"n_factors": 2}).header(), without_arrays(header))
+    learner = Learner(LEARNER, build(kind, {"n_factors": 2}))
+    waiting = {0: bytes.fromhex(golden[kind]["waiting"])}
+    learner.restore(header, [(*n.split(":", 1), blob) for n, blob in blobs.items()], waiting.items())  # type: ignore[misc]
+    assert json_holds(learner.header(), header) and rows(learner) == blobs
+    assert learner.model.step("ann", "tea", 4.0, T0 + 60_000) == pytest.approx(golden[kind]["prediction"], abs=1e-6)
+
+
+def without_arrays(header: bytes) -> bytes:
+    """What is learned depends on the arithmetic of a machine, in the last bit."""
+    stored = orjson.loads(header.partition(b"\n")[0])
+    del stored["model"]["arrays"], stored["counts"]["means"]
+    return orjson.dumps(stored)
+
+
 def test_a_row_is_documented_numbers(golden: dict[str, Any]) -> None:
     """Layout, length of the model's part, count, updated_at, seq, popularity; weights and slots; checksum; seen."""
     blob = bytes.fromhex(golden["biased_mf"]["rows"]["user:ann"])

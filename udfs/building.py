@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, Literal
 
 from river import optim
@@ -15,11 +15,32 @@ from udfs.plain import PlainBiasedMF, is_plain
 from udfs.rivermodels import KINDS, RiverRanker
 
 BLEND: Final = "blend"
+STACK: Final = "stack"
 # Of a blend: what its constructor takes, by name, and the least that is allowed; the others are of udfs.blend.Settings.
 _OF_BLEND: Final = {"n_factors": 1, "neighbours": 1, "history": 1, "tops": 0, "seed": 0}
 # Parameters that are freshet's own, for every model.
 DEFAULT_SEED: Final = 0
 DEFAULT_MAX_WEIGHT: Final = 1e6
+
+# Of models that are freshet's own: parameters and their defaults, all of them numbers.
+FILTERS: Final[Mapping[str, Mapping[str, float]]] = {
+    STACK: {"n_factors": 16, "noise": 1.0, "forget": 0.9999, "prior": 0.02, "seed": DEFAULT_SEED},
+    "kalman_mf": {
+        "n_factors": 8,
+        "observation": 0.75,
+        "user_bias_prior": 0.18,
+        "user_prior": 0.4,
+        "item_bias_prior": 0.4,
+        "item_prior": 0.135,
+        "user_bias_noise": 0.005,
+        "user_noise": 3e-5,
+        "item_bias_noise": 6e-5,
+        "item_noise": 3e-5,
+        "spread": 0.035,
+        "seed": DEFAULT_SEED,
+    },
+}
+_ABOVE_ZERO: Final = ("observation", "forget", "prior", "user_bias_prior", "item_bias_prior")
 
 
 def build(
@@ -33,12 +54,12 @@ def build(
     Parameters
     ----------
     name
-        A key of :data:`KINDS`, or ``blend``.
+        A key of :data:`KINDS` or of :data:`FILTERS`, or ``blend``.
     params
-        River's own parameter names, or those of :class:`udfs.blend.Blend` and :class:`udfs.blend.Settings`. Optimisers,
-        initialisers and losses by class name, their own parameters after a dot:
-        ``{"latent_optimizer": "SGD", "latent_optimizer.lr": 0.05}``. ``seed`` is 0 unless given, and initialisers that
-        draw use it too, so that a job can be repeated.
+        Of :data:`FILTERS` as they are there; of a blend those of :class:`udfs.blend.Blend` and
+        :class:`udfs.blend.Settings`; else River's own. Optimisers, initialisers and losses by class name, their own
+        parameters after a dot: ``{"latent_optimizer": "SGD", "latent_optimizer.lr": 0.05}``. ``seed`` is 0 unless
+        given, and initialisers that draw use it too, so that a job can be repeated.
 
     engine
         What learns: River itself; or compiled code where there is some for the model, its optimisers and its loss, and
@@ -62,13 +83,13 @@ latent_optimizer, loss, l2_bias, l2_latent, weight_initializer, latent_initializ
     """
     if name == BLEND:
         return _blend(params)
+    if name in FILTERS:
+        return _filters(name, params, max_weight)
     kind = KINDS.get(name)
     if kind is None:
-        raise ModelError(f"model.name: {name!r} is not a model; there are {', '.join([*KINDS, BLEND])}")
+        raise ModelError(f"model.name: {name!r} is not a model; there are {', '.join([*KINDS, *FILTERS, BLEND])}")
     known = [p for p in inspect.signature(kind.estimator).parameters if p != "self"]
-    for key in params:
-        if key.split(".")[0] not in known:
-            raise ModelError(f"model.{key}: {name} has no such parameter; it has {', '.join(known)}")
+    _check_known(name, [key.split(".")[0] for key in params], known)
 
     def create() -> Any:
         values: dict[str, Any] = {"seed": params.get("seed", DEFAULT_SEED)}
@@ -86,6 +107,33 @@ latent_optimizer, loss, l2_bias, l2_latent, weight_initializer, latent_initializ
     return ranker(name, kind, create, max_weight)
 
 
+def _check_known(name: str, keys: Iterable[str], known: Collection[str]) -> None:
+    for key in keys:
+        if key not in known:
+            raise ModelError(f"model.{key}: {name} has no such parameter; it has {', '.join(known)}")
+
+
+def _filters(name: str, params: Mapping[str, Any], max_weight: float) -> RowModel:
+    from udfs.filtermodel import FilterModel  # here, as numba takes half a second to import
+    from udfs.ratings import KalmanMF
+    from udfs.stack import default_raters
+
+    _check_known(name, params, FILTERS[name])
+    of = {**FILTERS[name], **{key: _parameter(key, params, DEFAULT_SEED) for key in params}}
+    for key, value in of.items():
+        if value < 0 or (value == 0 and key in _ABOVE_ZERO):
+            raise ModelError(f"model.{key}: {value!r} is not {'above' if key in _ABOVE_ZERO else 'at least'} 0")
+    if name == STACK:
+        if of["forget"] > 1:
+            raise ModelError(f"model.forget: {of['forget']!r} is above 1")
+        raters = default_raters(int(of["n_factors"]), of["noise"], int(of["seed"]))
+        return FilterModel(name, raters, max_weight, of["forget"], of["prior"])
+    priors = of["user_bias_prior"], of["user_prior"], of["item_bias_prior"], of["item_prior"]
+    noise = of["user_bias_noise"], of["user_noise"], of["item_bias_noise"], of["item_noise"]
+    rater = KalmanMF(int(of["n_factors"]), of["observation"], priors, noise, of["spread"], int(of["seed"]))
+    return FilterModel(name, [rater], max_weight)
+
+
 def _blend(params: Mapping[str, Any]) -> RowModel:
     # Here, as numba takes half a second to import.
     from udfs.blend import Blend, Settings
@@ -94,9 +142,8 @@ def _blend(params: Mapping[str, Any]) -> RowModel:
     defaults = Settings()
     known = [*_OF_BLEND, *defaults._fields]
     own: dict[str, Any] = {}
+    _check_known(BLEND, params, known)
     for key, value in params.items():
-        if key not in known:
-            raise ModelError(f"model.{key}: blend has no such parameter; it has {', '.join(known)}")
         is_whole = key in _OF_BLEND or isinstance(getattr(defaults, key), int)
         least = _OF_BLEND.get(key, 0)
         if (

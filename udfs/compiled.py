@@ -55,7 +55,9 @@ class CompiledRanker(TableRanker):
         self._l2_bias = float(getattr(model, "l2_bias", getattr(model, "l2", 0.0)))
         self._l2 = float(getattr(model, "l2_latent", getattr(model, "l2", 0.0)))
 
-    def learn(self, users: Group, items: Group, ys: Array) -> tuple[Array, dict[int, Diverged]]:
+    def learn(
+        self, users: Group, items: Group, ys: Array, times: Array | None = None
+    ) -> tuple[Array, dict[int, Diverged]]:
         # Here, as numba takes half a second to import, and who looks at settings only does not learn.
         from udfs import kernels
 
@@ -75,8 +77,8 @@ class CompiledRanker(TableRanker):
             rows[ITEM],
             known[USER],
             known[ITEM],
-            _heirs(users),
-            _heirs(items),
+            users.heirs_by_slot(),
+            items.heirs_by_slot(),
             *self._drawn(new),
             means,
             self.n_factors,
@@ -139,11 +141,3 @@ class CompiledRanker(TableRanker):
         else:
             rates = np.array([stepper.lr.get(first + step) for step in range(n)], dtype="<f8")
         return number, options, rates
-
-
-def _heirs(group: Group) -> Array:
-    """Of each row, which it begins with; -1 for none."""
-    heirs = np.full(len(group.distinct), -1, dtype=np.intp)
-    for slot, heir in group.heirs.items():
-        heirs[slot] = heir
-    return heirs

@@ -47,8 +47,10 @@ def initial(row_ids: Sequence[str], width: int, spread: float, seed: int) -> Arr
     >>> initial(["tea"], 2, 0.1, 0).round(3).tolist() == initial(["rum", "tea"], 2, 0.1, 0)[1:].round(3).tolist()
     True
     """
-    hashes = np.fromiter(map(zlib.crc32, map(str.encode, row_ids)), dtype=np.uint64, count=len(row_ids))
-    x = (hashes << np.uint64(24)) + np.uint64(seed) * np.uint64(0x632BE59BD9B4E019 % 2**63)
+    # The ids of shared rows begin with half a character, which has no UTF-8 of its own.
+    encoded = [row_id.encode("utf-8", "surrogatepass") for row_id in row_ids]
+    hashes = np.fromiter(map(zlib.crc32, encoded), dtype=np.uint64, count=len(row_ids))
+    x = (hashes << np.uint64(24)) + np.uint64(seed * 0x632BE59BD9B4E019 % 2**64)
     x = x[:, None] + np.arange(1, width + 1, dtype=np.uint64)[None, :] * np.uint64(SEED)
     # The finaliser of splitmix64 (Steele, Lea and Flood, 2014).
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -260,3 +260,10 @@ class Group:
         if -1 in self.numbers:
             self.ids.add([row_id for place, row_id in enumerate(self.row_ids) if place not in diverged])
             self.numbers = self.ids.find(self.distinct)
+
+    def heirs_by_slot(self) -> Numbers:
+        """Of each id in ``distinct``, where that is whose weights it begins with; -1 for none."""
+        heirs = np.full(len(self.distinct), -1, dtype=np.intp)
+        for slot, heir in self.heirs.items():
+            heirs[slot] = heir
+        return heirs

@@ -330,7 +330,7 @@ class Learner:
         model that ranks there are no predictions."""
         if not isinstance(self.model, RankingModel):
             targets = self._targets(events)
-            return targets, *self.model.learn(users, items, targets)
+            return targets, *self.model.learn(users, items, targets, events.times)
         ranked = self.model.rank_then_learn(users, items, events.times, self.seq, self.config.ranking)
         if self.ranking is not None:
             counted = ranked.better[:, 0] != NOT_NEW

@@ -69,8 +69,15 @@ class RowModel(ABC):
     ids: Mapping[str, Ids]
 
     @abstractmethod
-    def learn(self, users: Group, items: Group, ys: Array) -> tuple[Array, dict[int, Diverged]]:
+    def learn(
+        self, users: Group, items: Group, ys: Array, times: Array | None = None
+    ) -> tuple[Array, dict[int, Diverged]]:
         """Predicts and learns interactions with targets ``ys``, shape ``(n,)``, one after the other.
+
+        Parameters
+        ----------
+        times
+            In milliseconds, for models that look at them; all 0 by default.
 
         Returns
         -------
@@ -78,7 +85,7 @@ class RowModel(ABC):
         by their places, why: the model is as if they had never been, bit for bit.
         """
 
-    def step(self, user_id: str, item_id: str, y: float) -> float:
+    def step(self, user_id: str, item_id: str, y: float, time: int = 0) -> float:
         """:meth:`learn` of one interaction.
 
         Raises
@@ -87,7 +94,7 @@ class RowModel(ABC):
             If a weight left its bound.
         """
         users, items = Group(self.ids[USER], [user_id]), Group(self.ids[ITEM], [item_id])
-        predictions, diverged = self.learn(users, items, np.array([y], dtype="<f8"))
+        predictions, diverged = self.learn(users, items, np.array([y], dtype="<f8"), np.array([time]))
         if diverged:
             raise diverged[0]
         return float(predictions[0])
@@ -181,9 +188,11 @@ class RankingModel(RowModel):
     rankers: Sequence[str]
     baselines: Sequence[str]
 
-    def learn(self, users: Group, items: Group, ys: Array) -> tuple[Array, dict[int, Diverged]]:
-        """Learns interactions without their times; there are no predictions, and nothing diverges."""
-        self.rank_then_learn(users, items, np.arange(len(ys)), 0, None)
+    def learn(
+        self, users: Group, items: Group, ys: Array, times: Array | None = None
+    ) -> tuple[Array, dict[int, Diverged]]:
+        """Learns interactions, each at a time of its own by default; there are no predictions, and nothing diverges."""
+        self.rank_then_learn(users, items, np.arange(len(ys)) if times is None else times, 0, None)
         return np.zeros(len(ys)), {}
 
     @abstractmethod

@@ -27,7 +27,9 @@ class PlainBiasedMF(TableRanker):
     Weights are equal to River's, bit for bit; ``docs/decisions/0006-plain-step.md`` says what it gains.
     """
 
-    def learn(self, users: Group, items: Group, ys: Array) -> tuple[Array, dict[int, Diverged]]:
+    def learn(
+        self, users: Group, items: Group, ys: Array, times: Array | None = None
+    ) -> tuple[Array, dict[int, Diverged]]:
         model, mean, bound = self.model, self._mean, self.max_weight
         assert mean is not None
         bias_rate, rate = model.u_bias_optimizer.lr.learning_rate, model.u_latent_optimizer.lr.learning_rate

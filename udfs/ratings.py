@@ -60,13 +60,14 @@ class Rater(ABC):
 
 
 @njit(cache=True)
-def _variance(figures: Array) -> float:
+def variance_of(figures: Array) -> float:
     """Of the ratings so far; 1 before there are two that differ."""
     return float(figures[SQUARES] / figures[N]) if figures[N] > 1.0 and figures[SQUARES] > 0.0 else 1.0
 
 
 @njit(cache=True)
-def _observe(figures: Array, y: float) -> None:
+def observe(figures: Array, y: float) -> None:
+    """Takes a rating into the running figures."""
     figures[N] += 1.0
     before = y - figures[MEAN]
     figures[MEAN] += before / figures[N]
@@ -87,36 +88,57 @@ class Filters(NamedTuple):
 
 
 @njit(cache=True)
+def filter_factors(
+    user: Array, user_variance: Array, item: Array, item_variance: Array, y: float, mean: float, unit: float,
+    options: Array,
+) -> float:  # fmt: skip
+    """Learns a rating on the means and variances of its user and its item; returns what was predicted.
+
+    ``options`` are the observation variance; priors of a user's bias and factors, and of an item's; and noise likewise.
+    """
+    width = len(user)
+    if user_variance[0] == 0.0:
+        user_variance[:] = options[2] * unit
+        user_variance[0] = options[1] * unit
+    if item_variance[0] == 0.0:
+        item_variance[:] = options[4] * unit
+        item_variance[0] = options[3] * unit
+    prediction = mean + user[0] + item[0]
+    user_variance[0] += options[5] * unit
+    item_variance[0] += options[7] * unit
+    total = options[0] * unit + user_variance[0] + item_variance[0]
+    for f in range(1, width):
+        prediction += user[f] * item[f]
+        user_variance[f] += options[6] * unit
+        item_variance[f] += options[8] * unit
+        total += user_variance[f] * item[f] * item[f] + item_variance[f] * user[f] * user[f]
+    share = 1.0 / total
+    gain = (y - prediction) * share
+    user[0] += user_variance[0] * gain
+    item[0] += item_variance[0] * gain
+    user_variance[0] -= user_variance[0] * user_variance[0] * share
+    item_variance[0] -= item_variance[0] * item_variance[0] * share
+    for f in range(1, width):
+        of_user, of_item = user_variance[f] * item[f], item_variance[f] * user[f]
+        user[f] += of_user * gain
+        item[f] += of_item * gain
+        user_variance[f] -= of_user * of_user * share
+        item_variance[f] -= of_item * of_item * share
+    return float(prediction)
+
+
+@njit(cache=True)
 def _learn_kalman(
-    users: Array, items: Array, ys: Array, of_users: Filters, of_items: Filters, figures: Array, observation: float,
-    user_priors: Array, item_priors: Array, user_noise: Array, item_noise: Array, predictions: Array,
+    users: Array, items: Array, ys: Array, of_users: Filters, of_items: Filters, figures: Array, options: Array,
+    predictions: Array,
 ) -> None:  # fmt: skip
     for event in range(len(ys)):
-        user, item = of_users.means[users[event]], of_items.means[items[event]]
-        user_variance, item_variance = of_users.variances[users[event]], of_items.variances[items[event]]
-        width, unit = len(user), _variance(figures)
-        if user_variance[0] == 0.0:
-            user_variance[:] = user_priors * unit
-        if item_variance[0] == 0.0:
-            item_variance[:] = item_priors * unit
-        prediction = figures[MEAN] + user[0] + item[0]
-        user_variance[0] += user_noise[0] * unit
-        item_variance[0] += item_noise[0] * unit
-        total = observation * unit + user_variance[0] + item_variance[0]
-        for f in range(1, width):
-            prediction += user[f] * item[f]
-            user_variance[f] += user_noise[1] * unit
-            item_variance[f] += item_noise[1] * unit
-            total += user_variance[f] * item[f] * item[f] + item_variance[f] * user[f] * user[f]
-        predictions[event] = prediction
-        gain = (ys[event] - prediction) / total
-        for f in range(width):
-            of_user, of_item = (item[f], user[f]) if f else (1.0, 1.0)
-            user[f] += user_variance[f] * of_user * gain
-            item[f] += item_variance[f] * of_item * gain
-            user_variance[f] -= (user_variance[f] * of_user) ** 2 / total
-            item_variance[f] -= (item_variance[f] * of_item) ** 2 / total
-        _observe(figures, ys[event])
+        user, item = users[event], items[event]
+        predictions[event] = filter_factors(
+            of_users.means[user], of_users.variances[user], of_items.means[item], of_items.variances[item], ys[event],
+            figures[MEAN], variance_of(figures), options,
+        )  # fmt: skip
+        observe(figures, ys[event])
 
 
 class KalmanMF(Rater):
@@ -171,8 +193,7 @@ class KalmanMF(Rater):
             Filters(np.zeros((0, 1 + n_factors)), np.zeros((0, 1 + n_factors))) for _ in range(2)
         )
         self.figures = np.zeros(FIGURES)
-        self._priors = [np.array([bias] + [factor] * n_factors) for bias, factor in (priors[:2], priors[2:])]
-        self._noise = [np.array(of) for of in (noise[:2], noise[2:])]
+        self.options = np.array([observation, *priors, *noise])
         self._begun = 0
 
     def fit(self) -> None:
@@ -185,10 +206,7 @@ class KalmanMF(Rater):
 
     def learn_numbers(self, users: Array, items: Array, ys: Array, times: Array) -> Array:
         predictions = np.empty(len(ys))
-        _learn_kalman(
-            users, items, ys, self.of_users, self.of_items, self.figures, self.observation, self._priors[0],
-            self._priors[1], self._noise[0], self._noise[1], predictions,
-        )  # fmt: skip
+        _learn_kalman(users, items, ys, self.of_users, self.of_items, self.figures, self.options, predictions)
         return predictions
 
     def predict(self, user: int, item: int, time: int) -> float:
@@ -202,8 +220,7 @@ class KalmanMF(Rater):
         return float(rating)
 
 
-_KNOWN: Final = 4  # features of an item as its users see it
-_SHRINK: Final = 3.0
+_SHRINK: Final = 3.0  # ratings of which the mean is 0 that a mean begins with
 
 
 class Tastes(NamedTuple):
@@ -228,83 +245,104 @@ def tastes(rows: int, width: int) -> Tastes:
 
 
 @njit(cache=True)
-def _item_features(of_items: Tastes, item: int, figures: Array, out: Array) -> None:
+def item_features(sums: Array, figures: Array, out: Array) -> None:
+    """An item as its users see it; also of many, side by side."""
     spread = math.sqrt(figures[LOG_SQUARES] / figures[N]) if figures[LOG_SQUARES] > 0.0 else 1.0
-    count, total = (of_items.sums[item, 0], of_items.sums[item, 1]) if item >= 0 else (0.0, 0.0)
     out[0] = 1.0
-    out[1] = total / (count + _SHRINK)
-    out[2] = (math.log1p(count) - figures[LOG_MEAN]) / spread
+    out[1] = sums[1] / (sums[0] + _SHRINK)
+    out[2] = (np.log1p(sums[0]) - figures[LOG_MEAN]) / spread
     out[3] = out[2] * out[2] - 1.0
 
 
 @njit(cache=True)
-def _user_features(of_users: Tastes, user: int, out: Array) -> None:
-    count, total = (of_users.sums[user, 0], of_users.sums[user, 1]) if user >= 0 else (0.0, 0.0)
+def user_features(sums: Array, out: Array) -> None:
+    """A user as an item sees it; also of many, side by side."""
     out[0] = 1.0
-    out[1] = total / (count + _SHRINK)
-    out[2] = math.log1p(count) / 3.0 - 1.0
+    out[1] = sums[1] / (sums[0] + _SHRINK)
+    out[2] = np.log1p(sums[0]) / 3.0 - 1.0
 
 
 @njit(cache=True)
-def _step(of: Tastes, row: int, features: Array, gains: Array, error: float, total: float) -> None:
-    width = len(features)
-    for a in range(width):
-        of.means[row, a] += gains[a] * error / total
-        for b in range(width):
-            of.covariances[row, a, b] -= gains[a] * gains[b] / total
+def _step(means: Array, covariance: Array, gains: Array, error: float, total: float) -> None:
+    share = 1.0 / total
+    for a in range(len(means)):
+        means[a] += gains[a] * (error * share)
+        for b in range(len(means)):
+            covariance[a, b] -= gains[a] * gains[b] * share
 
 
 @njit(cache=True)
-def _gains(of: Tastes, row: int, features: Array, gains: Array) -> float:
+def _gains(covariance: Array, features: Array, gains: Array) -> float:
     """What each coefficient gains of an error, and the variance of their sum."""
     variance = 0.0
     for a in range(len(features)):
         gains[a] = 0.0
         for b in range(len(features)):
-            gains[a] += of.covariances[row, a, b] * features[b]
+            gains[a] += covariance[a, b] * features[b]
         variance += gains[a] * features[a]
     return variance
 
 
 @njit(cache=True)
+def filter_tastes(
+    user: Array, user_covariance: Array, item: Array, item_covariance: Array, seen: Array, known: Array, y: float,
+    mean: float, unit: float, options: Array, user_gains: Array, item_gains: Array,
+) -> float:  # fmt: skip
+    """Learns a rating on the coefficients of its user and its item; returns what was predicted.
+
+    ``seen`` and ``known`` are the features of the user and of the item; ``options`` are the observation variance, the
+    noise, and priors of the user's coefficients and of the item's; the gains are scratch.
+    """
+    if user_covariance[0, 0] == 0.0:
+        for a in range(len(user)):
+            user_covariance[a, a] = options[2 + a] * (1.0 if a == 1 else unit)
+    if item_covariance[0, 0] == 0.0:
+        for a in range(len(item)):
+            item_covariance[a, a] = options[2 + len(user) + a] * (1.0 if a == 1 else unit)
+    prediction = mean
+    for a in range(len(user)):
+        prediction += user[a] * known[a]
+    for a in range(len(item)):
+        prediction += item[a] * seen[a]
+    user_covariance[0, 0] += options[1] * unit
+    total = options[0] * unit
+    total += _gains(user_covariance, known, user_gains)
+    total += _gains(item_covariance, seen, item_gains)
+    _step(user, user_covariance, user_gains, y - prediction, total)
+    _step(item, item_covariance, item_gains, y - prediction, total)
+    return float(prediction)
+
+
+@njit(cache=True)
+def add_up(user_sums: Array, item_sums: Array, seen: Array, known: Array, y: float, figures: Array) -> None:
+    """Takes a rating into what the features are made of, and into the running figures."""
+    count = math.log1p(item_sums[0])
+    user_sums[0] += 1.0
+    user_sums[1] += y - figures[MEAN] - known[1]
+    item_sums[0] += 1.0
+    item_sums[1] += y - figures[MEAN] - seen[1]
+    observe(figures, y)
+    before = count - figures[LOG_MEAN]
+    figures[LOG_MEAN] += before / figures[N]
+    figures[LOG_SQUARES] += before * (count - figures[LOG_MEAN])
+
+
+@njit(cache=True)
 def _learn_tastes(
-    users: Array, items: Array, ys: Array, of_users: Tastes, of_items: Tastes, figures: Array, observation: float,
-    user_priors: Array, item_priors: Array, noise: float, predictions: Array,
+    users: Array, items: Array, ys: Array, of_users: Tastes, of_items: Tastes, figures: Array, options: Array,
+    predictions: Array,
 ) -> None:  # fmt: skip
-    known, seen = np.empty(len(user_priors)), np.empty(len(item_priors))
-    user_gains, item_gains = np.empty(len(user_priors)), np.empty(len(item_priors))
+    known, seen = np.empty(of_users.means.shape[1]), np.empty(of_items.means.shape[1])
+    user_gains, item_gains = np.empty_like(known), np.empty_like(seen)
     for event in range(len(ys)):
-        user, item, y = users[event], items[event], ys[event]
-        unit = _variance(figures)
-        if of_users.sums[user, 0] == 0.0:
-            for a in range(len(user_priors)):
-                of_users.covariances[user, a, a] = user_priors[a] * (1.0 if a == 1 else unit)
-        if of_items.sums[item, 0] == 0.0:
-            for a in range(len(item_priors)):
-                of_items.covariances[item, a, a] = item_priors[a] * (1.0 if a == 1 else unit)
-        _item_features(of_items, item, figures, known)
-        _user_features(of_users, user, seen)
-        prediction = figures[MEAN]
-        for a in range(len(known)):
-            prediction += of_users.means[user, a] * known[a]
-        for a in range(len(seen)):
-            prediction += of_items.means[item, a] * seen[a]
-        predictions[event] = prediction
-        of_users.covariances[user, 0, 0] += noise * unit
-        total = observation * unit
-        total += _gains(of_users, user, known, user_gains)
-        total += _gains(of_items, item, seen, item_gains)
-        _step(of_users, user, known, user_gains, y - prediction, total)
-        _step(of_items, item, seen, item_gains, y - prediction, total)
-        count = math.log1p(of_items.sums[item, 0])
-        of_users.sums[user, 0] += 1.0
-        of_users.sums[user, 1] += y - figures[MEAN] - known[1]
-        of_items.sums[item, 0] += 1.0
-        of_items.sums[item, 1] += y - figures[MEAN] - seen[1]
-        _observe(figures, y)
-        before = count - figures[LOG_MEAN]
-        figures[LOG_MEAN] += before / figures[N]
-        figures[LOG_SQUARES] += before * (count - figures[LOG_MEAN])
+        user, item = users[event], items[event]
+        item_features(of_items.sums[item], figures, known)
+        user_features(of_users.sums[user], seen)
+        predictions[event] = filter_tastes(
+            of_users.means[user], of_users.covariances[user], of_items.means[item], of_items.covariances[item], seen,
+            known, ys[event], figures[MEAN], variance_of(figures), options, user_gains, item_gains,
+        )  # fmt: skip
+        add_up(of_users.sums[user], of_items.sums[item], seen, known, ys[event], figures)
 
 
 class TasteFilter(Rater):
@@ -352,6 +390,7 @@ class TasteFilter(Rater):
         self.observation, self.user_priors, self.item_priors, self.noise = observation, user_priors, item_priors, noise
         self.of_users, self.of_items = tastes(0, len(user_priors)), tastes(0, len(item_priors))
         self.figures = np.zeros(FIGURES)
+        self.options = np.array([observation, noise, *user_priors, *item_priors])
 
     def fit(self) -> None:
         self.of_users = all_grown(self.of_users, len(self.users.names))
@@ -359,18 +398,15 @@ class TasteFilter(Rater):
 
     def learn_numbers(self, users: Array, items: Array, ys: Array, times: Array) -> Array:
         predictions = np.empty(len(ys))
-        _learn_tastes(
-            users, items, ys, self.of_users, self.of_items, self.figures, self.observation,
-            np.array(self.user_priors), np.array(self.item_priors), self.noise, predictions,
-        )  # fmt: skip
+        _learn_tastes(users, items, ys, self.of_users, self.of_items, self.figures, self.options, predictions)
         return predictions
 
     def predict(self, user: int, item: int, time: int) -> float:
         known, seen = np.empty(len(self.user_priors)), np.empty(len(self.item_priors))
         if not self.figures[N]:
             return 0.0
-        _item_features(self.of_items, item, self.figures, known)
-        _user_features(self.of_users, user, seen)
+        item_features(self.of_items.sums[item] if item >= 0 else np.zeros(2), self.figures, known)
+        user_features(self.of_users.sums[user] if user >= 0 else np.zeros(2), seen)
         rating = float(self.figures[MEAN])
         rating += float(self.of_users.means[user] @ known) if user >= 0 else 0.0
         rating += float(self.of_items.means[item] @ seen) if item >= 0 else 0.0

@@ -194,7 +194,9 @@ class RiverRanker(RowModel):
 
     # --------------------------------------------------------------------------------------- learning
 
-    def learn(self, users: Group, items: Group, ys: Array) -> tuple[Array, dict[int, Diverged]]:
+    def learn(
+        self, users: Group, items: Group, ys: Array, times: Array | None = None
+    ) -> tuple[Array, dict[int, Diverged]]:
         predictions: list[float] = []
         diverged: dict[int, Diverged] = {}
         for place, (user_id, item_id, y) in enumerate(zip(users.row_ids, items.row_ids, ys.tolist(), strict=True)):

@@ -71,6 +71,23 @@ def test_faults_leave_no_trace(seed: int, source: str, undisturbed: Left, tmp_pa
         assert stored_rows(tmp_path / "notes") == rows
 
 
+def test_faults_leave_no_trace_in_a_stack(source: str, tmp_path: Path) -> None:
+    """Its rows are larger than most, and each event changes the weights of all."""
+    left = []
+    for faults in ([], ["kill_worker", "cut_connections", "kill_worker"]):
+        folder = tmp_path / str(len(faults))
+        with embedded_redis((folder / "redis").resolve()) as url:
+            injector = Injector(Target(Client(url), connect(url)), faults, 5, apart=5_000)
+            thread = injector.start()
+            settings = {"model.name": "stack", "batch_bytes": 20_000, "source": source}
+            summary = run_job(folder, settings, notes=folder / "notes")
+            thread.join(timeout=1)
+            assert len(injector.done) == len(faults), injector.done
+            assert (summary["replayed"] > 0) == bool(faults) and balanced(summary["events"])
+            left.append((summary["metrics"], all_fields(connect(url)), stored_rows(folder / "notes")))
+    assert left[0] == left[1]
+
+
 def test_a_command_that_was_killed_goes_on(source: str, undisturbed: Left, tmp_path: Path) -> None:
     expected, fields, _ = undisturbed
     settings = [f"--set={name}={value}" for name, value in {**SETTINGS, "checkpoint_interval": "1s"}.items()]

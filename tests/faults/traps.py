@@ -38,9 +38,9 @@ class FragileModel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def learn(self, users: Any, items: Any, ys: Any) -> Any:
+    def learn(self, users: Any, items: Any, ys: Any, times: Any = None) -> Any:
         spring(self._folder, "before")
-        learned = self._model.learn(users, items, ys)
+        learned = self._model.learn(users, items, ys, times)
         self._given.write(b"%d\n" % len(ys))
         spring(self._folder, "after")
         return learned
@@ -124,7 +124,7 @@ class ReadBackModel:
             self._file.write(orjson.dumps([family, row_id, blob.hex()]) + b"\n")
         self._model.decode_rows(family, row_ids, blobs)
 
-    def learn(self, users: Any, items: Any, ys: Any) -> Any:
+    def learn(self, users: Any, items: Any, ys: Any, times: Any = None) -> Any:
         raise AssertionError("what is read back learns nothing")
 
     def header(self) -> bytes:

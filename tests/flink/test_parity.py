@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from river import metrics, optim
@@ -15,6 +17,8 @@ from river import metrics, optim
 from serving.schema import shard_of
 from tests.flink.harness import Rows, balanced, lines_of, run_job, stored_rows, write_lines
 from tests.sums import BiasedMF
+from udfs.ratings import KalmanMF, Rater
+from udfs.stack import Stack
 
 MODEL = {
     "model.n_factors": 8,
@@ -127,6 +131,31 @@ def test_a_folder_is_merged_by_time(tmp_path: Path, part: list[bytes], expected:
     summary = run_job(tmp_path / "state", settings, notes=tmp_path / "notes")
     assert summary["events"]["late"] == 0
     check(summary, [tmp_path / "notes"], expected, len(part))
+
+
+@pytest.mark.parametrize("name", ["kalman_mf", "stack"])
+def test_filters_learn_what_they_do_in_a_plain_loop(name: str, tmp_path: Path, part: list[bytes]) -> None:
+    """Rows are float32, so within what that rounds; but the same rows in one run as in two, at any parallelism."""
+    twin: Rater = Stack() if name == "stack" else KalmanMF()
+    events = sorted(map(orjson.loads, part), key=lambda e: (e["timestamp"], e["event_id"]))
+    users, items, ys, times = ([e[of] for e in events] for of in ("user_id", "item_id", "event_value", "timestamp"))
+    apart = np.clip(twin.learn(users, items, np.array(ys), np.array(times)), 0.5, 5.0) - ys
+    stamps = [orjson.loads(line)["timestamp"] for line in part]
+    cut = next(at for at in range(9_000, len(part)) if stamps[at] != stamps[at - 1])
+    model = {"model.name": name, "model.clip_prediction": "0.5,5", **SMALL}
+    found = []
+    for parallelism, parts in enumerate(([part], [part[:cut], part[cut:]]), start=1):
+        notes = []
+        for number, lines in enumerate(parts):
+            source = write_lines(tmp_path / f"{parallelism}-{number}.jsonl", lines)
+            notes.append(tmp_path / f"notes-{parallelism}-{number}")
+            settings = {**model, "source": f"file:{source}", "parallelism": parallelism}
+            summary = run_job(tmp_path / f"state-{parallelism}", settings, notes=notes[-1])
+        assert balanced(summary["events"]) and summary["metrics"]["n"] == len(part)
+        assert summary["metrics"]["mae"] == pytest.approx(np.abs(apart).mean(), abs=1e-6)
+        assert summary["metrics"]["rmse"] == pytest.approx(math.sqrt(np.square(apart).mean()), abs=1e-6)
+        found.append((summary["metrics"], stored_rows(*notes)))
+    assert found[0] == found[1]
 
 
 def test_input_in_two_runs_equals_one(tmp_path: Path, part: list[bytes], expected: tuple[Rows, float, float]) -> None:

@@ -212,6 +212,14 @@ def test_the_script_refuses_what_was_not_prepared(server: RedisServer, redis: An
         build_and_submit(given(server, tmp_path, model__n_factors=3))
 
 
+def test_what_a_job_is_prepared_with_tells_its_model(server: RedisServer, redis: Any, tmp_path: Path) -> None:
+    prepared(given(server, tmp_path, model__name="auto"))
+    manifest = StateFolder(tmp_path).load()
+    assert manifest is not None and manifest.fixed["model"] == {"name": "stack"}
+    with pytest.raises(SettingsError, match=r"^model: .* 'stack'}, this run has {'name': 'stack', 'n_factors': 3}"):
+        build_and_submit(given(server, tmp_path, model__name="auto", model__n_factors=3))
+
+
 def test_a_damaged_submission_says_so(tmp_path: Path) -> None:
     (tmp_path / "submission.json").write_text('{"number": 1}')
     with pytest.raises(StateError, match=r"submission.json is damaged .* submit again"):

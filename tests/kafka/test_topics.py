@@ -16,10 +16,12 @@ import orjson
 import pytest
 
 from flink_jobs.embedded import embedded_redis
+from flink_jobs.kafka import find_kafka
+from flink_jobs.settings import SettingsError
 from serving import Client
 from serving.connection import connect
 from tests.faults.injector import any_worker, living_workers
-from tests.flink.harness import Rows, balanced, dead_letters, lines_of, run_job, stored_rows, write_lines
+from tests.flink.harness import Rows, balanced, dead_letters, lines_of, resolved, run_job, stored_rows, write_lines
 from tests.kafka.broker import Broker, KafkaClient, Record
 from udfs.generator import Generator, GeneratorConfig
 
@@ -137,6 +139,38 @@ def test_a_topic_of_one_partition_is_learned_as_a_file_is(
         (d["reason"], d["raw"], d["position"]["line"]) for d in letters
     ]
     assert {d["position"]["partition"] for d in found} == {"ratings-0"}
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_the_first_records_of_a_topic_tell_its_model(
+    start: str, tmp_path: Path, broker: Broker, kafka: KafkaClient, connection: Any
+) -> None:
+    """Those before where it begins, if there are no others yet. Nothing is committed, whatever group a file names."""
+    topic = f"purchases-{start}"
+    kafka.create(topic, 2)
+    (properties := tmp_path / "client.properties").write_text(f"group.id=of-{topic}\n")
+    settings = {
+        **topic_settings(broker, topic, **{"kafka.start": start, "kafka.properties_file": str(properties)}),
+        **{"model.name": "auto", "tiles.enabled": False},
+    }
+    with pytest.raises(SettingsError, match=f"^model.name: .* kafka:{topic} has none .* --model blend"):
+        run_job(tmp_path / "state", settings)
+    purchases = [Record(rating(k, event_type="purchase"), partition=k % 2) for k in range(1_500)]
+    kafka.send(topic, [Record(None, b"gone"), Record(b"{"), *purchases[:1_200]])
+    run = TopicRun(tmp_path / "state", settings)
+    begins = 0 if start == "earliest" else 1_202
+    if begins:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while not connection.exists("freshet:ledger"):  # it has begun, and so knows where
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    kafka.send(topic, purchases[1_200:])
+    summary = run.stopped_at(connection, read=1_502 - begins)
+    assert summary["model"] == "blend" and summary["events"]["read"] == 1_502 - begins
+    by_group = find_kafka(
+        resolved(tmp_path / "state", settings | {"kafka.start": "group", "kafka.group": f"of-{topic}"})
+    )
+    assert by_group is not None and by_group.source is not None and set(by_group.source.starts.values()) == {0}
 
 
 def rating(k: int, **more: Any) -> bytes:

@@ -17,6 +17,8 @@ from udfs.entities import header_entity, learned_entities, tile_entities
 from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Author, Publisher
+from udfs.ratings import KalmanMF
+from udfs.stack import Stack, default_raters
 from udfs.tail import tail_id, tail_number
 from udfs.tilefeed import paired
 
@@ -173,6 +175,67 @@ def test_scores_are_predictions(redis_url: str, client: Client, shards: int) -> 
     assert scores.pop("never") is None
     assert scores == pytest.approx(expected, abs=1e-5)
     assert client.score("nobody", ["i1", "i2"]) == {"i1": None, "i2": None}
+
+
+TWINS: dict[str, Any] = {"stack": lambda: Stack(default_raters(n_factors=4)), "kalman_mf": lambda: KalmanMF(4)}
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("kind", TWINS)
+def test_scores_and_recommendations_of_filters_are_predictions(
+    redis_url: str, client: Client, kind: str, shards: int
+) -> None:
+    """Of rows that were written at once: later changes of the stack's weights are in those alone that change, too."""
+    world, log = World(redis_url, shards, kind), log_of(900)
+    time, twins = world.time, [TWINS[kind]() for _ in range(shards)]
+    last: dict[str, int] = {}
+    for shard, twin in enumerate(twins):
+        for user, item, y in log:
+            if shard_of(user, shards) == shard:
+                twin.learn_one(user, item, y, time)
+                last[user] = time
+                time += 1_000
+    world.learn(log)
+    for user in ("u0", "u7", "u19"):
+        twin = twins[shard_of(user, shards)]
+        expected = {item: twin.predict_one(user, item, last[user]) for item in twin.items}
+        assert client.score(user, list(expected)) == pytest.approx(expected, abs=2e-5)
+        best = client.recommend(user, 8, exclude_seen=False).items
+        assert {r.item_id: r.score for r in best} == pytest.approx(
+            {r.item_id: expected[r.item_id] for r in best}, abs=2e-5
+        )
+        assert min(r.score for r in best) >= sorted(expected.values())[-8] - 2e-5
+
+
+def test_scores_of_a_stack_whose_rows_were_written_at_other_times(redis_url: str, client: Client) -> None:
+    """The weights of the moment are in the rows of the moment: what that costs is small against the error."""
+    world, log = World(redis_url, kind="stack"), log_of(4_000, users=40, items=60)
+    for start in range(0, len(log), 50):
+        world.learn(log[start : start + 50])
+    plain: Any = Stack(default_raters(n_factors=4))
+    users, items, ys = zip(*log, strict=True)
+    times = T0 + 1_000 * np.arange(len(log))
+    plain.learn(users, items, np.array(ys), times)
+    for user in ("u0", "u7", "u19"):
+        scores = client.score(user, list(plain.items))
+        apart = [scores[item] - plain.predict_one(user, item, times[-1]) for item in plain.items]  # type: ignore[operator]
+        assert np.sqrt(np.mean(np.square(apart))) < 0.15
+
+
+def test_items_are_similar_by_the_factors_of_a_stack(redis_url: str, client: Client) -> None:
+    world = World(redis_url, kind="stack")
+    world.learn(log_of(900))
+    learner = world.learners[0]
+    vectors = learner.model.vectors("item", rows_of(learner.model, "item", *learner.model.ids["item"]))[
+        :, : 8 + 2 + 1 + 4
+    ]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = list(learner.model.ids["item"])
+    cosines = dict(zip(ids, (vectors @ vectors[ids.index("i3")]).tolist(), strict=True))
+    found = client.similar("i3", 6)
+    assert found is not None
+    assert [r.score for r in found] == pytest.approx([cosines[r.item_id] for r in found], abs=1e-3)
+    assert min(r.score for r in found) > sorted(cosines.values())[-7] - 1e-3
 
 
 def test_states_are_what_was_learned(redis_url: str, client: Client, redis_connection: Any) -> None:

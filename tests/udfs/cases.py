@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from river import optim, reco
 
-from udfs.building import build
+from udfs.building import FILTERS, build
 from udfs.models import RowModel
 from udfs.rivermodels import KINDS, RiverRanker
 
@@ -26,7 +26,9 @@ MATRIX = {"baseline": 0, "funk_mf": 4, "biased_mf": 4}
 
 
 def parameters(kind: str, optimizer: str) -> dict[str, Any]:
-    """freshet's parameters of a case."""
+    """freshet's parameters of a case; of filters, which have no optimiser, none."""
+    if kind in FILTERS:
+        return {}
     optimizer = optimizer.removesuffix("/river")
     prefixes = ("bias_", "latent_") if kind == "biased_mf" else ("",)
     params: dict[str, Any] = {"n_factors": MATRIX[kind]} if MATRIX[kind] else {}
@@ -36,9 +38,9 @@ def parameters(kind: str, optimizer: str) -> dict[str, Any]:
     return params
 
 
-def made(kind: str, optimizer: str, max_weight: float = 1e6) -> RiverRanker:
+def made(kind: str, optimizer: str, max_weight: float = 1e6) -> Any:
     """freshet's model of a case."""
-    engine = "river" if optimizer.endswith("/river") else "compiled"
+    engine: Any = "river" if optimizer.endswith("/river") else "compiled"
     return build(kind, parameters(kind, optimizer), max_weight, engine)
 
 
@@ -81,7 +83,7 @@ def weights(kind: str, model: Any) -> dict[str, dict[str, bytes]]:
     }
 
 
-def stored(model: RiverRanker) -> tuple[bytes, dict[tuple[str, str], bytes]]:
+def stored(model: RowModel) -> tuple[bytes, dict[tuple[str, str], bytes]]:
     """All that a model keeps: its header and its rows."""
     rows = {
         (family, row_id): row.tobytes()
@@ -95,7 +97,7 @@ def rebuilt(
     kind: str, optimizer: str, header: bytes, rows: Mapping[tuple[str, str], bytes], max_weight: float = 1e6
 ) -> RiverRanker:
     """A model in another process, from what was stored."""
-    model = made(kind, optimizer, max_weight)
+    model: RiverRanker = made(kind, optimizer, max_weight)
     model.restore_header(header)
     for (family, row_id), blob in rows.items():
         model.decode_rows(family, [row_id], [blob])

@@ -121,7 +121,7 @@ def without_growth(host: Host) -> Any:
     group=st.integers(1, 90),
     cuts=st.sets(st.integers(1, 79)),
     crashes=st.sets(st.integers(0, 80)),
-    kind=st.sampled_from(["biased_mf", "baseline"]),
+    kind=st.sampled_from(["biased_mf", "baseline", "stack"]),
 )
 def test_what_stays_follows_from_the_order_of_events(
     drawn: list[tuple[int, int, int, float]],
@@ -215,7 +215,7 @@ tails = st.builds(
     group=st.integers(1, 90),
     cuts=st.sets(st.integers(1, 79)),
     crashes=st.sets(st.integers(0, 80)),
-    case=st.sampled_from([("biased_mf", "SGD"), ("funk_mf", "Adam")]),
+    case=st.sampled_from([("biased_mf", "SGD"), ("funk_mf", "Adam"), ("stack", "")]),
 )
 def test_who_gets_a_row_follows_from_the_order_of_events(
     drawn: list[tuple[int, int, int, float]],

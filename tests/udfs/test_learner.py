@@ -17,6 +17,7 @@ from river import metrics
 from tests.shells import batch_of
 from tests.udfs.cases import RIVER, made, ratings, river, stored, weights
 from udfs.batch import Batch, Deletion
+from udfs.building import FILTERS
 from udfs.interactions import Interactions
 from udfs.learner import Learned, Learner, LearnerConfig, build
 from udfs.metrics import NAMES, Prequential, pooled, since, values
@@ -219,7 +220,7 @@ def test_what_diverges_is_a_dead_letter_and_nothing_else() -> None:
     assert after == before
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *FILTERS])
 def test_a_group_of_nothing_but_what_diverges_touches_nothing(kind: str) -> None:
     host = Host(kind)
     host.put(batch(events(7)))
@@ -243,7 +244,7 @@ def test_a_group_names_exactly_what_it_touched() -> None:
         assert all(len(ids) == len(set(ids)) for ids in learned.touched.values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *FILTERS])
 def test_an_id_that_was_dropped_is_new_when_it_comes_again(kind: str) -> None:
     log = events(80)
     host, never = Host(kind), Host(kind)
@@ -273,7 +274,7 @@ def test_an_id_that_was_dropped_is_new_when_it_comes_again(kind: str) -> None:
     order=st.randoms(use_true_random=False),
     cuts=st.sets(st.integers(1, 39)),
     crashes=st.sets(st.integers(0, 40)),
-    case=st.sampled_from([("biased_mf", "Adam"), ("funk_mf", "Momentum"), ("baseline", "AdaGrad")]),
+    case=st.sampled_from([("biased_mf", "Adam"), ("funk_mf", "Momentum"), ("baseline", "AdaGrad"), ("stack", "")]),
 )
 def test_batches_arrival_and_crashes_change_nothing(
     n: int, seed: int, order: Any, cuts: set[int], crashes: set[int], case: tuple[str, str]
@@ -424,7 +425,7 @@ def test_tombstones_of_inputs_that_ended_hold_nothing_back() -> None:
     cuts=st.sets(st.integers(1, 39)),
     at=st.integers(0, 40),
     crashes=st.sets(st.integers(0, 41)),
-    kind=st.sampled_from(["biased_mf", "funk_mf", "baseline"]),
+    kind=st.sampled_from(["biased_mf", "funk_mf", "baseline", "stack"]),
 )
 def test_batches_and_crashes_change_nothing_about_a_deletion(
     n: int, cuts: set[int], at: int, crashes: set[int], kind: str

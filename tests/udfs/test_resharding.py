@@ -78,7 +78,7 @@ def predictions(model: RowModel, users: Sequence[str]) -> np.ndarray[Any, Any]:
     return np.asarray(model.global_mean() + biases + products)
 
 
-@pytest.mark.parametrize(("kind", "optimizer"), CASES)
+@pytest.mark.parametrize(("kind", "optimizer"), [*CASES, ("stack", "")])
 @pytest.mark.parametrize(("before", "after"), [(1, 4), (2, 4)])
 def test_a_split_copies_to_the_bit(kind: str, optimizer: str, before: int, after: int) -> None:
     model = functools.partial(made, kind, optimizer)
