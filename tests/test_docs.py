@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from flink_jobs.sections import Settings, flatten
-from udfs.building import DEFAULT_MAX_WEIGHT, FILTERS
+from udfs.blend import Blend
+from udfs.blend import Settings as BlendSettings
+from udfs.building import BLEND, DEFAULT_MAX_WEIGHT, FILTERS, OF_BLEND
 from udfs.events import REASONS
 from udfs.rivermodels import KINDS
 
@@ -88,15 +90,18 @@ def test_every_parameter_of_the_models_is_listed_with_its_models_and_no_other() 
     for model, kind in KINDS.items():
         for parameter in inspect.signature(kind.estimator).parameters:
             taking.setdefault(f"model.{parameter}", set()).add(model)
-    for model, parameters in FILTERS.items():
+    parameters_of_blend = inspect.signature(Blend).parameters
+    of_blend = {name: parameters_of_blend[own].default for name, own in OF_BLEND.items()} | BlendSettings()._asdict()
+    numbers = {**FILTERS, BLEND: of_blend}
+    for model, parameters in numbers.items():
         for parameter in parameters:
             taking.setdefault(f"model.{parameter}", set()).add(model)
-    every = {*KINDS, *FILTERS}
+    every = {*KINDS, *numbers}
     documented = {
         name: every if row[1] == "all" else set(re.findall(r"`(\w+)`", row[1])) for name, row in listed.items()
     }
     assert documented == taking
-    own = {f"model.{name}": value for of in FILTERS.values() for name, value in of.items() if name != "n_factors"}
+    own = {f"model.{name}": value for of in numbers.values() for name, value in of.items() if name != "n_factors"}
     assert {name: float(listed[name][2].strip("`")) for name in own} == own
 
 

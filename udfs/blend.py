@@ -83,11 +83,11 @@ class Settings(NamedTuple):
     keep: float = 0.999
     recent_embedded: int = 5
     gamma_embedded: float = 0.7
-    negatives: int = 20
+    negatives: int = 5
     rate_embedded: float = 0.15
     rate: float = 0.1
     teach_first: int = 100_000
-    teach_every: int = 10
+    teach_every: int = 30
 
 
 class Parts(NamedTuple):

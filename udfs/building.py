@@ -16,8 +16,15 @@ from udfs.rivermodels import KINDS, RiverRanker
 
 BLEND: Final = "blend"
 STACK: Final = "stack"
-# Of a blend: what its constructor takes, by name, and the least that is allowed; the others are of udfs.blend.Settings.
-_OF_BLEND: Final = {"n_factors": 1, "neighbours": 1, "history": 1, "tops": 0, "seed": 0}
+# Of a blend: what its constructor takes, by name; the others are of udfs.blend.Settings.
+OF_BLEND: Final = {
+    "n_factors": "n_factors",
+    "neighbours": "neighbours",
+    "history": "seen",
+    "tops": "tops",
+    "seed": "seed",
+}
+_AT_LEAST_ONE: Final = ("n_factors", "neighbours", "history", "teach_every")
 # Parameters that are freshet's own, for every model.
 DEFAULT_SEED: Final = 0
 DEFAULT_MAX_WEIGHT: Final = 1e6
@@ -140,12 +147,12 @@ def _blend(params: Mapping[str, Any]) -> RowModel:
     from udfs.blendmodel import BlendModel
 
     defaults = Settings()
-    known = [*_OF_BLEND, *defaults._fields]
+    known = [*OF_BLEND, *defaults._fields]
     own: dict[str, Any] = {}
     _check_known(BLEND, params, known)
     for key, value in params.items():
-        is_whole = key in _OF_BLEND or isinstance(getattr(defaults, key), int)
-        least = _OF_BLEND.get(key, 0)
+        is_whole = key in OF_BLEND or isinstance(getattr(defaults, key), int)
+        least = 1 if key in _AT_LEAST_ONE else 0
         if (
             isinstance(value, bool)
             or not isinstance(value, int if is_whole else int | float)
@@ -154,7 +161,7 @@ def _blend(params: Mapping[str, Any]) -> RowModel:
             raise ModelError(
                 f"model.{key}: {value!r} is not a {'whole ' if is_whole else ''}number of at least {least}"
             )
-        own["seen" if key == "history" else key] = value
+        own[OF_BLEND.get(key, key)] = value
     settings = defaults._replace(**{key: own.pop(key) for key in defaults._fields if key in own})
     return BlendModel(Blend(settings, **own))
 
