@@ -32,7 +32,7 @@ from flink_jobs import attach
 from udfs.batch import Batch
 from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig, build
-from udfs.mapreading import taken_apart
+from udfs.mapstate import taken_apart
 
 _BOOT: Final = "pyflink.fn_execution.beam.beam_boot"
 _PRELOADED: Final = ("pyflink.fn_execution.beam.beam_sdk_worker_main", "udfs.functions")

@@ -87,7 +87,7 @@ class Settings(NamedTuple):
     rate_embedded: float = 0.15
     rate: float = 0.1
     teach_first: int = 100_000
-    teach_every: int = 30
+    teach_every: int = 100
 
 
 class Parts(NamedTuple):

@@ -242,7 +242,7 @@ class BlendModel(RankingModel):
         rows: Array = np.ascontiguousarray(weights).view(self._item_row)[:, 0]
         return rows
 
-    def more_fields(self, family: str, weights: Array, tails: Sequence[bytes]) -> Mapping[str, Sequence[bytes]]:
+    def more_fields(self, family: str, weights: Array, tails: Sequence[bytes]) -> Mapping[str, Array | Sequence[bytes]]:
         if family == USER:
             return {Field.HISTORY: [*map(bytes.__add__, _cut(weights), tails)]}
         rows = self._rows(weights)
@@ -253,8 +253,8 @@ class BlendModel(RankingModel):
         for name in ("follows", "near", "follows_sum", "near_sum"):
             links[name] = rows[name]
         return {
-            Field.STATS: _cut(stats[:, None]),
-            Field.INPUTS: _cut(rows["inputs"]),
+            Field.STATS: stats[:, None],
+            Field.INPUTS: rows["inputs"],
             Field.LINKS: [*map(bytes.__add__, _cut(links[:, None]), tails)],
         }
 

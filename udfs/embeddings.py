@@ -15,7 +15,7 @@ from udfs.models import Array
 from udfs.recommenders import Recommender, all_grown
 
 SEED: Final = 0x9E3779B97F4A7C15
-BLOCK: Final = 16  # events that share what is drawn
+BLOCK: Final = 64  # events that share what is drawn
 
 
 class Vectors(NamedTuple):
@@ -195,7 +195,7 @@ class Embeddings(Recommender):
     recent, gamma
         How many items of the user count, and what weight is left at each step back.
     negatives
-        How many items are drawn; the events of a block of 16 share them.
+        How many items are drawn; the events of a block of 64 share them.
     rate
         Of learning.
 

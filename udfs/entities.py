@@ -59,7 +59,10 @@ def learned_entities(
         if width := 4 * vectors.shape[1]:
             values[Field.VECTOR] = packed_bytes(encode_vector(vectors), width)
         for name, column in learner.model.more_fields(family, rows.weights, rows.tails).items():
-            values[name] = map(packed_word, column)
+            if isinstance(column, np.ndarray):
+                values[name] = packed_bytes(column.tobytes(), column.itemsize * column.shape[1])
+            else:
+                values[name] = map(packed_word, column)
         if family == USER:
             values |= {Field.SHARD: repeat(shard), Field.SEEN: map(bytes.decode, rows.seen)}
         else:

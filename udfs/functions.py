@@ -27,7 +27,7 @@ from udfs.deadletters import Teller, letter_record
 from udfs.entities import tile_entities
 from udfs.intake import Intake, IntakeConfig, IntakeResult
 from udfs.learner import Learner, LearnerConfig
-from udfs.mapreading import items
+from udfs.mapstate import items, put
 from udfs.models import RowModel
 from udfs.names import State
 from udfs.outbox import Outbox
@@ -339,8 +339,7 @@ class LearnFunction(KeyedProcessFunction):
             # Redis takes its time, in which the rows go into the state; what is returned has been acknowledged.
             writing = self._background.submit(self._outboxes[key].publish, learned, encoded)
             for family, rows in encoded.items():
-                for row_id, blob in zip(rows.row_ids, rows.blobs, strict=True):
-                    self._state.rows.put(state_name(family, row_id), blob)
+                put(self._state.rows, [state_name(family, row_id) for row_id in rows.row_ids], rows.blobs)
             for family, row_ids in learned.dropped.items():
                 for row_id in row_ids:
                     self._state.rows.remove(state_name(family, row_id))
@@ -418,8 +417,7 @@ class ReshardFunction(KeyedProcessFunction):
         if new is None or new.header is None:
             return
         state.header.update(new.header)
-        for name, row in new.rows.items():
-            state.rows.put(name, row)
+        put(state.rows, list(new.rows), list(new.rows.values()))
         for number, batch in new.waiting.items():
             state.waiting.put(number, batch)
         for user_id, tombstone in new.tombstones.items():

@@ -407,7 +407,7 @@ def leave(table: Array, hashed: int, number: int) -> None:
 
 @njit(cache=True)
 def entries(batch: Array) -> Array:
-    """Where the entries of a map lie in what :mod:`udfs.mapreading` gets: name and value, from, to; shape ``(n, 4)``.
+    """Where the entries of a map lie in what :mod:`udfs.mapstate` gets: name and value, from, to; shape ``(n, 4)``.
 
     Each is the name's length, four bytes, the highest first, and the name; a byte, which is not 0 where there is a
     value; and the value as the name.

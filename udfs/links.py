@@ -50,7 +50,10 @@ def strengthen(of: Links, row: int, item: int, amount: float) -> None:
         if items[at] < 0:
             items[at], weights[at] = item, amount
             return
-    weakest = np.argmin(weights)
+    weakest = 0
+    for at in range(1, len(weights)):  # NumPy's argmin looks out for what is no number, which takes longer
+        if weights[at] < weights[weakest]:
+            weakest = at
     items[weakest], weights[weakest] = item, amount
 
 

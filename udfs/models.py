@@ -162,9 +162,9 @@ class RowModel(ABC):
     def pool(self, n: int, global_mean: float) -> None:
         """Takes ``global_mean`` for that of ``n`` records; nothing where the model has none."""
 
-    def more_fields(self, family: str, weights: Array, tails: Sequence[bytes]) -> Mapping[str, Sequence[bytes]]:
+    def more_fields(self, family: str, weights: Array, tails: Sequence[bytes]) -> Mapping[str, Array | Sequence[bytes]]:
         """What readers of Redis get of rows besides bias and vector: by name of the field, bytes for each row in what
-        :meth:`encode_rows` and :meth:`encode_tails` gave."""
+        :meth:`encode_rows` and :meth:`encode_tails` gave; or an array of rows, where all have as many."""
         return {}
 
     def header_fields(self) -> Mapping[str, bytes | str | int]:

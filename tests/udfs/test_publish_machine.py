@@ -303,6 +303,7 @@ def without_flink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "udfs.functions.items", lambda rows, _: [[*zip(*of, strict=True)] for of in [rows.items()] if of]
     )
+    monkeypatch.setattr("udfs.functions.put", lambda rows, names, blobs: [*map(rows.put, names, blobs)])
 
 
 def test_the_survivor_and_redis_agree(redis_url: str, redis_connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,19 @@
-"""Reads all of a map in Flink's state, batch by batch.
+"""Reads all of a map in Flink's state, and writes many entries of it, batch by batch.
 
 ``MapState.items()`` asks the JVM for a batch of entries, takes it apart one value at a time, and hands over one entry
 at a time. Here a kernel takes a batch apart, and the JVM makes the next one meanwhile. What is asked and answered is
 PyFlink's own: see ``CachingMapStateHandler._iterate_raw`` in ``pyflink/fn_execution/state_impl.py``. Nothing of what
 is read stays in PyFlink's caches, so what is written and read by PyFlink afterwards is as if there had been no reading.
+
+``MapState.put()`` keeps what is written until the bundle ends, then encodes it one value at a time into one message,
+however long. Here entries go at once, some megabytes a message, so that memory is used again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import struct
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any, Final
@@ -17,6 +22,8 @@ import numpy as np
 
 PYFLINK: Final = "2.3.0"  # whose parts that are not public are used here
 _ITEMS: Final = b"\x01\x00"  # to iterate over names and values; the number of the iterator follows, empty for a new one
+_PUT: Final = 2
+_MESSAGE: Final = 4_000_000  # bytes, about
 
 
 def items(state: Any, background: ThreadPoolExecutor) -> Iterator[tuple[list[str], list[bytes]]]:
@@ -38,12 +45,60 @@ def items(state: Any, background: ThreadPoolExecutor) -> Iterator[tuple[list[str
     ValueError
         If what the JVM answers is not such a map.
     """
-    if version("apache-flink") != PYFLINK:
+    _check()
+    yield from map(taken_apart, _batches(state, background))
+
+
+def put(state: Any, names: Sequence[str], values: Sequence[bytes]) -> None:
+    """Puts entries into a map of texts to bytes, as ``MapState.put()`` does, and waits until the JVM has them.
+
+    Parameters
+    ----------
+    state
+        As for :func:`items`.
+
+    Raises
+    ------
+    RuntimeError
+        If this is another PyFlink, or the JVM could not take them.
+    """
+    _check()
+    of = state.get_internal_state()
+    of.commit()  # what was written before, and not yet sent
+    handler = of._map_state_handler
+    handler.clear_read_cache(of._state_key)
+    size = sum(map(len, values)) + 64 * len(values)
+    count = max(1, len(names) * _MESSAGE // max(size, 1))
+    sent = [
+        handler._underlying.append_raw(of._state_key, put_together(names[at : at + count], values[at : at + count]))
+        for at in range(0, len(names), count)
+    ]
+    for one in sent:
+        one.get()
+
+
+def put_together(names: Sequence[str], values: Sequence[bytes]) -> bytes:
+    """Entries to be put, as the JVM takes them: with each part comes how long it is, and how long that is with it.
+
+    >>> put_together(["a"], [b"row"])
+    b'\\x00\\x00\\x00\\x01\\x02\\x00\\x00\\x00\\x05\\x00\\x00\\x00\\x01a\\x00\\x00\\x00\\x07\\x00\\x00\\x00\\x03row'
+    """
+    before_name, before_value = struct.Struct(">BII").pack, struct.Struct(">II").pack
+    parts = [struct.pack(">I", len(names))]
+    for name, value in zip(map(str.encode, names), values, strict=True):
+        parts += (before_name(_PUT, len(name) + 4, len(name)), name, before_value(len(value) + 4, len(value)), value)
+    return b"".join(parts)
+
+
+_installed = functools.cache(functools.partial(version, "apache-flink"))
+
+
+def _check() -> None:
+    if _installed() != PYFLINK:
         raise RuntimeError(
-            f"rows are read from Flink's state as PyFlink {PYFLINK} does, and this is {version('apache-flink')}: "
+            f"rows are kept in Flink's state as PyFlink {PYFLINK} does it, and this is {_installed()}: "
             f"install apache-flink=={PYFLINK}"
         )
-    yield from map(taken_apart, _batches(state, background))
 
 
 def taken_apart(batch: bytes) -> tuple[list[str], list[bytes]]:

@@ -19,8 +19,8 @@ from pyflink.common import Types
 from pyflink.fn_execution.coders import from_type_info
 from pyflink.fn_execution.state_impl import RemoteKeyedStateBackend
 
-from udfs import mapreading
-from udfs.mapreading import items, taken_apart
+from udfs import mapstate
+from udfs.mapstate import items, put, put_together, taken_apart
 
 # Names as ids are: of one byte, of two, of four; empty ones, too.
 MAPS = st.dictionaries(st.text(st.sampled_from("ab:é😀"), max_size=4), st.binary(max_size=5), max_size=12)
@@ -122,10 +122,41 @@ def test_what_is_written_after_it_is_what_counts(first: dict[str, bytes], then: 
         assert read(state) == expected == dict(state.items())  # also what had not been sent
 
 
+@given(first=MAPS, then=MAPS, last=MAPS, message=st.integers(1, 300))
+def test_what_is_put_at_once_is_what_pyflink_puts(
+    first: dict[str, bytes], then: dict[str, bytes], last: dict[str, bytes], message: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, states(Jvm(2)) as (before, state):
+        patch.setattr(mapstate, "_MESSAGE", message)
+        put(before, list(first), list(first.values()))
+        assert dict(state.items()) == first  # and keeps it
+        for name in first:
+            state.remove(name)
+        put(state, list(then), list(then.values()))
+        for name, value in last.items():
+            state.put(name, value)
+        assert dict(state.items()) == then | last
+
+
+def test_entries_are_written_as_pyflink_writes_them() -> None:
+    """What the JVM gets of a put and of a commit."""
+    entries, messages = {"é": b"", "user:a": b"row"}, []
+    jvm = Jvm(2)
+    with pytest.MonkeyPatch.context() as patch, states(jvm) as (state, other):
+        patch.setattr(jvm, "_write", lambda _, data: messages.append(data))
+        put(state, list(entries), list(entries.values()))
+        for name, value in entries.items():
+            other.put(name, value)
+        other.get_internal_state().commit()
+    assert messages[0] == messages[1] == put_together(list(entries), list(entries.values()))
+
+
 def test_another_pyflink_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapreading, "PYFLINK", "2.4.0")
-    with states(Jvm(2)) as (state, _), pytest.raises(RuntimeError, match=r"as PyFlink 2\.4\.0 does, .* install"):
-        read(state)
+    monkeypatch.setattr(mapstate, "PYFLINK", "2.4.0")
+    with states(Jvm(2)) as (state, _):
+        for use in (read, lambda of: put(of, ["a"], [b"b"])):
+            with pytest.raises(RuntimeError, match=r"as PyFlink 2\.4\.0 does it, .* install"):
+                use(state)
 
 
 @pytest.mark.parametrize(
