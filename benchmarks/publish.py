@@ -5,7 +5,7 @@
 Rows of 16 factors, users who have seen 50 items, an embedded Redis on its socket, where all of them are already: each
 is compared and set by the job's own script. One after the other:
 
-- arguments: ``learned_entities`` on rows that are encoded, as for the state
+- arguments: ``LearnedEntities`` of rows that are encoded, as for the state
 - ``Publisher.learned``: packs, sends, and waits for Redis; CPU time of this process, and of Redis meanwhile
 - both in turn, as a learner does: the figure that counts
 - plain: the same fields and values by ``HSET``, without script, version or fence: the least that Redis itself can take
@@ -32,7 +32,7 @@ from flink_jobs.embedded import embedded_redis
 from serving.connection import connect
 from udfs.batch import Batch
 from udfs.building import build
-from udfs.entities import header_entity, learned_entities
+from udfs.entities import LearnedEntities, header_entity
 from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig
 from udfs.publisher import Author, Entity, Publisher, Word
@@ -113,22 +113,22 @@ def measure(arguments: argparse.Namespace, url: str) -> dict[str, Cost]:
     progress("learning")
     learner = taught(arguments.users, arguments.items)
     everything = learner.encode(learner.everything())
-    entities, items = learned_entities(learner, everything, author)
+    made = LearnedEntities(learner, everything, author)
+    entities, items = list(made), made.items()
     size, seconds = len(entities), arguments.seconds
     seen = [len(orjson.loads(blob)) for blob in everything["user"].seen]
     assert min(seen) == max(seen) == _SEEN, "users have not seen what they should"
 
     def build_arguments(encoded: dict[str, EncodedRows] = everything) -> None:
-        learned_entities(learner, encoded, author)
+        list(LearnedEntities(learner, encoded, author))
 
     def send() -> None:
         header = header_entity(learner, author)
         publisher.learned(author, entities, items, reached=orjson.dumps(learner.reached), header=header)
 
     def both() -> None:
-        made, of_items = learned_entities(learner, everything, author)
         header = header_entity(learner, author)
-        publisher.learned(author, made, of_items, reached=orjson.dumps(learner.reached), header=header)
+        publisher.learned(author, made, made.items(), reached=orjson.dumps(learner.reached), header=header)
 
     costs: dict[str, Cost] = {}
     for name, work in (("arguments", build_arguments), ("publisher", send), ("both", both)):

@@ -14,7 +14,7 @@ tile feed      the same with windows, less the same without: a difference, and s
 hand over      ``Batch.encode`` and ``Batch.decode``
 learn          ``Learner.process``, by compiled code or by River's; and of the filters of ratings
 state          ``Learner.encode``: the bytes of the touched rows
-arguments      ``learned_entities``: the words of the writes
+arguments      ``LearnedEntities``: the words of the writes
 publish        ``Publisher.learned``: a real Redis, until it has acknowledged
 JVM            a chunk through two operators that do nothing (``benchmarks.passthrough``), two cores at work
 =============  ========================================================================================
@@ -30,7 +30,7 @@ import gc
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -45,12 +45,13 @@ from serving.schema import Keys, span_ms
 from udfs.batch import Batch
 from udfs.building import FILTERS, build
 from udfs.chunk import Chunk
-from udfs.entities import learned_entities
+from udfs.entities import LearnedEntities
 from udfs.events import EventFormat
 from udfs.intake import Intake, IntakeConfig
 from udfs.learner import Learned, Learner, LearnerConfig
-from udfs.publisher import Author, Publisher, draw_submission
+from udfs.publisher import Author, Entity, Publisher, draw_submission
 from udfs.reading import FileFeed
+from udfs.rows import EncodedRows
 from udfs.tilefeed import TileConfig
 
 _EVENT_TYPES: Final = ("view", "click", "cart", "purchase", "rating")
@@ -162,7 +163,7 @@ def repetition(path: Path, redis_url: str) -> dict[str, float]:
             for name, of in filters.items():
                 for learned in watch(f"learn-{name}", _all, of, Batch.decode(encoded)):
                     rows = watch(f"state-{name}", of.encode, learned)
-                    watch(f"arguments-{name}", learned_entities, of, rows, author)
+                    watch(f"arguments-{name}", _entities, of, rows, author)
                 of.finished_batches()
         passed += events
         counted += events if watch.counts else 0
@@ -180,10 +181,15 @@ def _all(of: Learner, batch: Batch) -> list[Learned]:
     return list(of.process(batch))
 
 
+def _entities(of: Learner, encoded: Mapping[str, EncodedRows], author: Author) -> tuple[list[Entity], dict[str, int]]:
+    made = LearnedEntities(of, encoded, author)
+    return list(made), made.items()
+
+
 def _learned(of: Learner, batch: Batch, watch: Stopwatch, publisher: Publisher, author: Author) -> None:
     for learned in watch("learn", _all, of, batch):
         encoded = watch("state", of.encode, learned)
-        entities, items = watch("arguments", learned_entities, of, encoded, author)
+        entities, items = watch("arguments", _entities, of, encoded, author)
         reached = orjson.dumps(of.reached)
         watch("publish", publisher.learned, author, entities, items, reached=reached)
     of.finished_batches()

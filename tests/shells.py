@@ -9,7 +9,7 @@ import msgspec
 import orjson
 
 from udfs.batch import Batch
-from udfs.entities import dropped_calls, header_entity, learned_entities
+from udfs.entities import LearnedEntities, dropped_calls, header_entity
 from udfs.interactions import Interactions
 from udfs.learner import Learned, Learner
 from udfs.packing import pack_lines
@@ -45,9 +45,9 @@ def publish(
     if not attempt:
         publisher.take_over(author)
     drops = dropped_calls(learner, learned.dropped, author)
-    entities, items = learned_entities(learner, learner.encode(learned), author)
+    entities = LearnedEntities(learner, learner.encode(learned), author)
     header = header_entity(learner, author)
-    publisher.learned(author, entities, items, drops, reached=orjson.dumps(learner.reached), header=header)
+    publisher.learned(author, entities, entities.items(), drops, reached=orjson.dumps(learner.reached), header=header)
 
 
 def entity_fields(entities: Iterable[Entity]) -> dict[str, dict[bytes, bytes]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Final
 
@@ -28,28 +29,54 @@ from udfs.rows import EncodedRows
 from udfs.tail import tail_number
 from udfs.tilefeed import OF_USER, RECORD, UNIT, split_pair, total, unescape
 
+_AT_ONCE: Final = 8_192  # rows whose writes are made together
 _SESSION: Final = "session" + UNIT  # how its record begins
 
 
-def learned_entities(
-    learner: Learner, encoded: Mapping[str, EncodedRows], author: Author
-) -> tuple[list[Entity], dict[str, int]]:
-    """The Redis writes for the users and the items that a group changed.
+@dataclass(frozen=True)
+class LearnedEntities:
+    """The Redis writes for the users and the items that a group changed, for :meth:`Publisher.learned`.
 
-    Parameters
+    They are made some thousands at a time, while who iterates goes on, so Redis writes the first while the next are
+    made. What was learned must not change until then.
+
+    Attributes
     ----------
     encoded
         The touched rows by family, as they are stored.
-
-    Returns
-    -------
-    The entities for :meth:`Publisher.learned`, and the items by their ``seq``.
     """
-    keys, shard, shards = author.keys, author.shard, author.shards
-    entities: list[Entity] = []
-    items: dict[str, int] = {}
-    for family, key_of, of_shard in ((USER, keys.user, 1), (ITEM, keys.item, shards)):
-        rows, heads = encoded[family], encoded[family].heads
+
+    learner: Learner
+    encoded: Mapping[str, EncodedRows]
+    author: Author
+
+    def __len__(self) -> int:
+        return sum(len(rows.row_ids) for rows in self.encoded.values())
+
+    def __iter__(self) -> Iterator[Entity]:
+        for family in (USER, ITEM):
+            rows = self.encoded[family]
+            for start in range(0, len(rows.row_ids), _AT_ONCE):
+                yield from self._made(family, rows.part(start, start + _AT_ONCE))
+
+    def items(self) -> dict[str, int]:
+        """The items that have rows of their own, by their ``seq``."""
+        rows = self.encoded[ITEM]
+        items = dict(zip(rows.row_ids, self._seqs(ITEM, rows), strict=True))
+        if self.learner.config.growth.has_tail:
+            return {row_id: seq for row_id, seq in items.items() if tail_number(row_id) is None}
+        return items
+
+    def _seqs(self, family: str, rows: EncodedRows) -> list[int]:
+        if family == ITEM and isinstance(self.learner.model, RankingModel):
+            return [self.learner.seq] * len(rows.row_ids)  # events of other items change a row, too
+        seqs: list[int] = rows.heads["seq"].tolist()
+        return seqs
+
+    def _made(self, family: str, rows: EncodedRows) -> Iterable[Entity]:
+        learner, author, heads = self.learner, self.author, rows.heads
+        keys, shard, shards = author.keys, author.shard, author.shards
+        key_of, of_shard = (keys.user, 1) if family == USER else (keys.item, shards)
         values: dict[str, Iterable[Word]] = {
             Field.COUNT: heads["count"].tolist(),
             Field.UPDATED_AT: heads["updated_at"].tolist(),
@@ -68,25 +95,18 @@ def learned_entities(
         else:
             values[Field.POPULARITY] = map(repr, heads["popularity"].tolist())
         row_keys = [key_of(row_id) for row_id in rows.row_ids]
-        seqs = heads["seq"].tolist()
-        if family == ITEM and isinstance(learner.model, RankingModel):
-            seqs = [learner.seq] * len(seqs)  # events of other items change a row, too
-        row_items = dict(zip(rows.row_ids, seqs, strict=True)) if family == ITEM else {}
         if learner.config.growth.has_tail:
             for at, row_id in enumerate(rows.row_ids):
                 if (shared := tail_number(row_id)) is not None:
                     row_keys[at] = keys.tail(shard, family, shared)
-                    row_items.pop(row_id, None)
         # Column by column: many entities are written at once, and a call for each number takes longer than all else.
         columns: list[Iterable[Word]] = [
             repeat(sharded(Field.VERSION, shard, of_shard)),
-            versions(author.epoch, author.attempt, seqs),
+            versions(author.epoch, author.attempt, self._seqs(family, rows)),
         ]
         for name, words in values.items():
             columns += (repeat(sharded(name, shard, of_shard)), words)
-        entities += zip(row_keys, zip(*columns, strict=False), strict=False)
-        items |= row_items
-    return entities, items
+        return zip(row_keys, zip(*columns, strict=False), strict=False)
 
 
 def dropped_calls(learner: Learner, dropped: Mapping[str, Iterable[str]], author: Author) -> list[Call]:

@@ -81,7 +81,7 @@ class LearnerConfig:
     metrics: tuple[str, ...] = ("MAE", "RMSE")
     seen: int = 50
     half_life: int = 7 * 86_400_000
-    group: int = 200_000
+    group: int = 400_000
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     ranking: RankingConfig | None = None
     repeatable: bool = True

@@ -17,7 +17,7 @@ from typing import Final
 
 import orjson
 
-from udfs.entities import dropped_calls, header_entity, history_calls, learned_entities
+from udfs.entities import LearnedEntities, dropped_calls, header_entity, history_calls
 from udfs.learner import Learned, Learner
 from udfs.publisher import Author, Lost, Publisher
 from udfs.rows import EncodedRows
@@ -122,12 +122,12 @@ class Outbox:
 
     def _write(self, learned: Learned, encoded: dict[str, EncodedRows], *, header: bool) -> None:
         learner, author = self._learner, self._author
-        entities, items = learned_entities(learner, encoded, author)
+        entities = LearnedEntities(learner, encoded, author)
         drops = dropped_calls(learner, learned.dropped, author)
         head = header_entity(learner, author) if header else None
         notes = history_calls(learner, author, time.time_ns() // 1_000_000) if header and self._notes_scores() else ()
         self._publisher.learned(
-            author, entities, items, drops, reached=orjson.dumps(learner.reached), header=head, notes=notes
+            author, entities, entities.items(), drops, reached=orjson.dumps(learner.reached), header=head, notes=notes
         )
         if notes:
             self._noted_at, self._noted = time.monotonic(), learner.seq

@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import orjson
@@ -69,6 +69,16 @@ Word = str | int | msgspec.Raw
 # A key, and what a script writes there, see the scripts: as MessagePack, which costs Redis and us less than as many
 # arguments. Bytes are put in by :func:`packed_bytes`: Redis's reader knows texts only, which to it are bytes.
 Entity = tuple[str, Sequence[Word]]
+
+
+class Entities(Protocol):
+    """So many entities, and these, as often as they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Entity]: ...
+
+
 # A script, and its KEYS and ARGV but for fence, tombstones and submission.
 Call = tuple[str, Sequence[str], Sequence[Any]]
 
@@ -187,7 +197,7 @@ class Publisher:
     def learned(
         self,
         author: Author,
-        entities: Sequence[Entity],
+        entities: Entities,
         items: Mapping[str, int],
         drops: Sequence[Call] = (),
         *,
@@ -420,7 +430,8 @@ def packed_bytes(data: bytes, width: int) -> list[msgspec.Raw]:
     return [msgspec.Raw(head + data[at : at + width]) for at in range(0, len(data), width)]
 
 
-def parts(things: Sequence[Result]) -> Iterator[Sequence[Result]]:
+def parts(things: Iterable[Result]) -> Iterator[Sequence[Result]]:
     """Slices of what one script call takes."""
-    for start in range(0, len(things), _PER_CALL):
-        yield things[start : start + _PER_CALL]
+    left = iter(things)
+    while part := list(itertools.islice(left, _PER_CALL)):
+        yield part

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import orjson
@@ -79,6 +79,12 @@ class EncodedRows:
     weights: Array
     seen: list[bytes]
     tails: list[bytes]
+
+    def part(self, start: int, end: int) -> EncodedRows:
+        """Some of the rows, one after the other."""
+        of = slice(start, end)
+        columns: tuple[Any, ...] = (self.row_ids, self.blobs, self.heads, self.weights, self.seen, self.tails)
+        return EncodedRows(*(column[of] for column in columns))
 
 
 class Rows(Mapping[str, Row]):

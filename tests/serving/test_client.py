@@ -13,7 +13,7 @@ from serving import Client, Session, Unreachable
 from serving.schema import Field, Keys, shard_of, tail_of
 from tests.shells import batch_of, publish
 from tests.udfs.cases import rows_of
-from udfs.entities import header_entity, learned_entities, tile_entities
+from udfs.entities import LearnedEntities, header_entity, tile_entities
 from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Author, Publisher
@@ -368,10 +368,10 @@ def test_a_client_that_came_before_the_header_finds_the_items_later(redis_url: s
     list(learner.process(batch_of(rows)))
     author = Author(Keys("w"), shard_of("ann", 2), 2, EPOCH)
     world.publisher.take_over(author)
-    entities, items = learned_entities(learner, learner.encode(learner.everything()), author)
+    entities = LearnedEntities(learner, learner.encode(learner.everything()), author)
     client._redis.delete("w:model:0", "w:model:1")
     # Redis answers readers between the parts of a write.
-    world.publisher.learned(author, entities, items, reached=b"{}")
+    world.publisher.learned(author, entities, entities.items(), reached=b"{}")
     assert client.recommend("ann", exclude_seen=False).items == []
     world.publisher.learned(author, [], {}, reached=b"{}", header=header_entity(learner, author))
     assert {r.item_id for r in client.recommend("ann", exclude_seen=False).items} == {"tea", "rum"}

@@ -33,7 +33,7 @@ from serving.connection import connect
 from serving.schema import Field, Keys
 from tests.shells import batch_of, entity_fields
 from udfs import publisher as publishing
-from udfs.entities import header_entity, learned_entities
+from udfs.entities import LearnedEntities, header_entity
 from udfs.functions import LearnFunction
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Author, Call, Publisher, PublishError, draw_submission
@@ -56,7 +56,7 @@ def by_the_book() -> dict[tuple[str, int], dict[bytes, bytes]]:
     learner, found = Learner(CONFIG, make_model()), {}
     for event in LOG:
         [learned] = learner.process(batch_of([event]))
-        entities, _ = learned_entities(learner, learner.encode(learned), Author(KEYS, 0, 1, 0))
+        entities = LearnedEntities(learner, learner.encode(learned), Author(KEYS, 0, 1, 0))
         for key, fields in entity_fields(entities).items():
             found[key, learner.seq] = fields
     return found
@@ -284,7 +284,8 @@ class Machine(RuleBasedStateMachine):
         learner = self.live.function._learners["k"]
         assert learner.seq == len(LOG)
         author = Author(KEYS, 0, 1, self.epoch)
-        expected, items = learned_entities(learner, learner.encode(learner.everything()), author)
+        made = LearnedEntities(learner, learner.encode(learner.everything()), author)
+        expected, items = list(made), made.items()
         for key, of in entity_fields(expected).items():
             found = self.redis.hgetall(key)
             [number] = {str(words[1]).rpartition(".")[2].encode() for entity, words in expected if entity == key}
