@@ -17,9 +17,11 @@ Array = np.ndarray[Any, Any]
 # What begins the field ``history`` of a user; then come so many items as their numbers (int32), how often each was met
 # and the same faded (both float32), and in which basket it was met last (int32), column by column.
 HISTORY: Final = np.dtype([("size", "<u4"), ("held", "<u4"), ("basket", "<i8"), ("events", "<i8"), ("time", "<i8")])
-# What begins the field ``links`` of an item; then come the numbers of the items that follow (int32) and their weights
-# (float32), and the same of those that are near.
-LINKS: Final = np.dtype([("follows", "<u4"), ("near", "<u4"), ("follows_sum", "<f8"), ("near_sum", "<f8")])
+# What begins the field ``links`` of an item; then come what it says of its users (float32), the numbers of the items
+# that follow (int32) and their weights (float32), and the same of those that are near.
+LINKS: Final = np.dtype(
+    [*((name, "<u4") for name in ("follows", "near", "factors", "spare")), ("follows_sum", "<f8"), ("near_sum", "<f8")]
+)
 # The field ``stats`` of an item: popularities are binary logarithms of faded counts, at the half-lives of the model.
 STATS: Final = np.dtype(
     [
@@ -122,15 +124,17 @@ class ItemLinks:
     inputs: Array
 
     @classmethod
-    def parse(cls, blob: bytes, inputs: bytes, rows: Array) -> ItemLinks:
+    def parse(cls, blob: bytes, rows: Array) -> ItemLinks:
         """``rows`` are in the place of numbers; items that have none are left out."""
         head, words = np.frombuffer(blob, LINKS, 1)[0], np.frombuffer(blob, "<i4", offset=LINKS.itemsize)
+        factors = int(head["factors"])
+        inputs, words = words[:factors].view("<f4"), words[factors:]
         pairs = []
         for start, size in ((0, int(head["follows"])), (2 * int(head["follows"]), int(head["near"]))):
             items, left = _placed(words[start : start + size], rows)
             pairs.append((items, words[start + size : start + 2 * size].view("<f4")[left].astype("f8")))
         follows, near = pairs
-        return cls(follows, near, float(head["follows_sum"]), float(head["near_sum"]), np.frombuffer(inputs, "<f4"))
+        return cls(follows, near, float(head["follows_sum"]), float(head["near_sum"]), inputs)
 
 
 _EMPTY: Final = (np.empty(0, dtype=np.intp), np.empty(0))

@@ -339,13 +339,13 @@ class Client:
         rows = matrix.by_number
         met = (user.history or blend.History()).placed(rows)
         last = met.items[::-1][: max(of.recent, of.recent_embedded)].tolist()  # who is asked for has no open basket
-        names = [sharded(name, shard, header.shards) for name in (Field.LINKS, Field.INPUTS)]
+        name = sharded(Field.LINKS, shard, header.shards)
         pipe = self._redis.pipeline(transaction=False)
         for row in last:
-            pipe.hmget(self.keys.item(matrix.ids[row]), names)
+            pipe.hget(self.keys.item(matrix.ids[row]), name)
         links = {
-            row: blend.ItemLinks.parse(text, inputs, rows)
-            for row, (text, inputs) in zip(last, pipe.execute(), strict=True)
+            row: blend.ItemLinks.parse(text, rows)
+            for row, text in zip(last, pipe.execute(), strict=True)
             if text is not None  # else the item expired
         }
         time = max(header.updated_at, met.time + 1)
@@ -479,8 +479,8 @@ class _ItemMatrix:
             for member in part:
                 pipe.hmget(keys.item(member.decode()), fields)
             for member, (vector, bias, popularity, stats) in zip(part, pipe.execute(), strict=True):
-                if bias is not None:
-                    self._put(member.decode(), decode_vector(vector), float(bias), float(popularity), stats)
+                if popularity is not None:
+                    self._put(member.decode(), decode_vector(vector), float(bias or 0), float(popularity), stats)
         # A group is written from its members to the header: what is beyond may not be there yet, and is read again.
         self._seq = float(seq)
         dropped = int(items_dropped or 0)
@@ -529,13 +529,13 @@ def _learned(fields: Mapping[bytes, bytes], suffix: str) -> Learned | None:
     def get(name: str) -> bytes | None:
         return fields.get(f"{name}{suffix}".encode())
 
-    bias, count, updated_at, version = get(Field.BIAS), get(Field.COUNT), get(Field.UPDATED_AT), get(Field.VERSION)
-    if bias is None or count is None or updated_at is None or version is None:
+    count, updated_at, version = get(Field.COUNT), get(Field.UPDATED_AT), get(Field.VERSION)
+    if count is None or updated_at is None or version is None:
         return None
     popularity = get(Field.POPULARITY)
     return Learned(
         vector=decode_vector(get(Field.VECTOR)),
-        bias=float(bias),
+        bias=float(get(Field.BIAS) or 0),
         count=int(count),
         updated_at=int(updated_at),
         version=version.decode(),

@@ -35,7 +35,6 @@ class Field:
     SEEN = "seen"
     SESSION = "session"
     HISTORY = "history"
-    INPUTS = "inputs"
     LINKS = "links"
     STATS = "stats"
     CATALOGUE = "catalogue"
@@ -51,7 +50,7 @@ class Field:
 # What learners write of an item, each for its shard.
 LEARNED_OF_ITEM: Final = (
     *(Field.VERSION, Field.COUNT, Field.UPDATED_AT, Field.BIAS, Field.VECTOR, Field.POPULARITY),
-    *(Field.INPUTS, Field.LINKS, Field.STATS),
+    *(Field.LINKS, Field.STATS),
 )
 
 

@@ -229,9 +229,6 @@ class BlendModel(RankingModel):
 
     # ------------------------------------------------------------------------------------------ Redis
 
-    def biases(self, family: str, weights: Array) -> Array:
-        return np.zeros(len(weights))
-
     def vectors(self, family: str, weights: Array) -> Array:
         if family == USER:
             return np.empty((len(weights), 0), dtype=np.float32)
@@ -252,10 +249,11 @@ class BlendModel(RankingModel):
         stats["popularity"] = logarithms(rows["popular"], rows["divided"])
         for name in ("follows", "near", "follows_sum", "near_sum"):
             links[name] = rows[name]
+        links["factors"] = self.n_factors
+        heads = np.concatenate([_octets(links), _octets(rows["inputs"])], axis=1)
         return {
             Field.STATS: stats[:, None],
-            Field.INPUTS: rows["inputs"],
-            Field.LINKS: [*map(bytes.__add__, _cut(links[:, None]), tails)],
+            Field.LINKS: [*map(bytes.__add__, _cut(heads), tails)],
         }
 
     def header_fields(self) -> Mapping[str, bytes | str | int]:
@@ -280,6 +278,11 @@ class BlendModel(RankingModel):
 def _words(rows: Array) -> Array:
     words: Array = rows.view("<u8").reshape(len(rows), rows.dtype.itemsize // 8)
     return words
+
+
+def _octets(rows: Array) -> Array:
+    octets: Array = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
+    return octets
 
 
 def _cut(rows: Array) -> list[bytes]:

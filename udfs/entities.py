@@ -80,8 +80,9 @@ class LearnedEntities:
         values: dict[str, Iterable[Word]] = {
             Field.COUNT: heads["count"].tolist(),
             Field.UPDATED_AT: heads["updated_at"].tolist(),
-            Field.BIAS: map(repr, learner.model.biases(family, rows.weights).tolist()),
         }
+        if not isinstance(learner.model, RankingModel):
+            values[Field.BIAS] = map(repr, learner.model.biases(family, rows.weights).tolist())
         vectors = learner.model.vectors(family, rows.weights)
         if width := 4 * vectors.shape[1]:
             values[Field.VECTOR] = packed_bytes(encode_vector(vectors), width)

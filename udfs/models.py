@@ -195,6 +195,10 @@ class RankingModel(RowModel):
         self.rank_then_learn(users, items, np.arange(len(ys)) if times is None else times, 0, None)
         return np.zeros(len(ys)), {}
 
+    def biases(self, family: str, weights: Array) -> Array:
+        """None: nothing is predicted."""
+        return np.zeros(len(weights))
+
     @abstractmethod
     def rank_then_learn(
         self, users: Group, items: Group, times: Array, first: int, config: RankingConfig | None

@@ -112,9 +112,6 @@ class Counting(RankingModel):
         for number in self.ids[family].remove(row_ids).tolist():
             del self.rows[family][number]
 
-    def biases(self, family: str, weights: Array) -> Array:
-        return np.zeros(len(weights))
-
     def vectors(self, family: str, weights: Array) -> Array:
         return np.empty((len(weights), 0))
 
