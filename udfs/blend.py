@@ -86,7 +86,7 @@ class Settings(NamedTuple):
     negatives: int = 5
     rate_embedded: float = 0.15
     rate: float = 0.1
-    teach_first: int = 100_000
+    teach_first: int = 15_000
     teach_every: int = 100
 
 
@@ -495,7 +495,8 @@ def _test_then_learn(
     for group in range(len(starts) - 1):
         first, end = starts[group], starts[group + 1]
         user, time, learned = users[first], times[first], of.marks[1]
-        teaching = learned < s.teach_first or -learned % s.teach_every < end - first
+        # All of the first events teach, then one in two, one in three, and so on.
+        teaching = -learned % min(learned // s.teach_first + 1, s.teach_every) < end - first
         asked = wanted[first:end].any()
         if teaching or asked:
             n = _candidates(of, to, user, time, s)

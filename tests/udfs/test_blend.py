@@ -215,7 +215,8 @@ def test_places_and_weights_are_the_twins(held_out: bool, neighbours: int) -> No
                 # Scores that only rounding keeps apart may change places.
                 assert predicted.better[at, :, ranker] == pytest.approx(expected, abs=1 if ranker == 0 else 0)
             at += 1
-        if any(number < 100 or number % 5 == 0 for number in range(twin.total, twin.total + len(group))):
+        pause = min(twin.total // 100 + 1, 5)
+        if any(number % pause == 0 for number in range(twin.total, twin.total + len(group))):
             twin.teach(user, time, [item for _, item, _ in group])
         for event in group:
             twin.learn(*event)
