@@ -5,7 +5,8 @@
 - ``online-retail``, record by record with the lines of an invoice shuffled, and with whole invoices held out;
 - ``complete-journey``, with groups held out;
 - ``movielens-latest-small``: the stack of raters against the best biased MF that a search on the first half finds;
-- what bounded rows cost (``--only neighbours``), and published matrix factorisations (``--only references``).
+- what bounded rows cost (``--only neighbours``), and shards (``--only shards``);
+- published matrix factorisations (``--only references``).
 
 Learners alone rank what they score, and then the rest by decayed popularity. "Others left out" ranks each item among
 those that are not in its group.
@@ -29,6 +30,7 @@ from river import facto, optim, reco
 
 from benchmarks.common import progress, show, store
 from serving.blend import DECAYED
+from serving.schema import shard_of
 from udfs.blend import ALL, BLEND, LEFT_OUT, NEW, POPS, RANKERS, Blend
 from udfs.building import FILTERS, build
 from udfs.factors import BPR, ISGD, RAISGD
@@ -40,7 +42,7 @@ from udfs.recommenders import Recommender
 from udfs.stack import Stack, default_raters
 
 DATA: Final = Path(__file__).parents[2] / "shared" / "data"
-PARTS: Final = ("retail-shuffled", "retail", "journey", "ratings", "neighbours", "references")
+PARTS: Final = ("retail-shuffled", "retail", "journey", "ratings", "neighbours", "shards", "references")
 PROTOCOLS: Final = {ALL: "repeats allowed", NEW: "only new to the user", LEFT_OUT: "others left out"}
 K: Final = 10
 BATCHES: Final = (10, 100, 1_000)
@@ -64,6 +66,10 @@ class Stream:
         while 0 < at < len(self) and (self.times[at], self.user_ids[at]) == (self.times[at - 1], self.user_ids[at - 1]):
             at += 1
         return at
+
+    def part(self, places: Array) -> Stream:
+        user_ids, item_ids = ([ids[at] for at in places] for ids in (self.user_ids, self.item_ids))
+        return Stream(user_ids, item_ids, self.values[places], self.times[places])
 
 
 def read(path: Path, limit: int | None, shuffled: bool) -> Stream:
@@ -173,6 +179,27 @@ def neighbours(streams: dict[str, Stream], every: int) -> dict[str, Any]:
         rows.append((f"{size}, {size}", *(f"{of:.4f}" for of in figures)))
         result[str(size)] = dict(zip(streams, figures, strict=True))
     show("What bounded rows cost: hit@10 of the blend, groups held out", rows)
+    return result
+
+
+def shards(streams: dict[str, Stream], every: int) -> dict[str, Any]:
+    """What is lost where users are spread over models of their own, as with ``--shards``."""
+    rows: list[tuple[str, ...]] = [("shards", *streams)]
+    result: dict[str, Any] = {}
+    for count in (1, 2, 4, 8):
+        figures = []
+        for stream in streams.values():
+            of_users = np.array([shard_of(user_id, count) for user_id in stream.user_ids])
+            hit, n = 0.0, 0
+            for shard in range(count):
+                part = stream.part(np.flatnonzero(of_users == shard))
+                _, scores, _ = blend_pass(part, RankingConfig(k=K, every=every), [BLEND], [ALL])
+                figure = scores[ALL].values()["all"]["blend"]
+                hit, n = hit + figure["hit"] * figure["n"], n + figure["n"]
+            figures.append(hit / n)
+        rows.append((f"{count}", *(f"{of:.4f}" for of in figures)))
+        result[f"{count}"] = dict(zip(streams, figures, strict=True))
+    show("What more shards cost: hit@10 of the blend, groups held out, second half of each shard", rows)
     return result
 
 
@@ -358,8 +385,8 @@ def main() -> None:
     result: dict[str, Any] = {}
     wanted = set(given.only)
     shuffled = {
-        "online-retail": {"retail-shuffled", "retail", "neighbours", "references"},
-        "complete-journey": {"journey", "neighbours", "references"},
+        "online-retail": {"retail-shuffled", "retail", "neighbours", "shards", "references"},
+        "complete-journey": {"journey", "neighbours", "shards", "references"},
     }
     streams = {
         name: read(given.data / name, given.events, shuffled=True) for name, parts in shuffled.items() if parts & wanted
@@ -381,6 +408,8 @@ def main() -> None:
         result["retail-shuffled"] = ranking(title, streams["online-retail"], config, [ALL, NEW], given.every)
     if "neighbours" in wanted:
         result["neighbours"] = neighbours(streams, given.every)
+    if "shards" in wanted:
+        result["shards"] = shards(streams, given.every)
     if "references" in wanted:
         result["references"] = references(streams, max(given.every, 10))
     store("ranking", result)

@@ -208,6 +208,18 @@ def test_learner_of_filters(golden: dict[str, Any], kind: str) -> None:
     assert learner.model.step("ann", "tea", 4.0, T0 + 60_000) == pytest.approx(golden[kind]["prediction"], abs=1e-6)
 
 
+def test_learner_of_a_blend(golden: dict[str, Any]) -> None:
+    params = {"n_factors": 2, "neighbours": 3, "history": 4, "tops": 2}
+    header, blobs = golden["blend"]["header"].encode(), unhex(golden["blend"]["rows"])
+    assert rows(learned("blend", params)).keys() == blobs.keys()
+    learner = Learner(LEARNER, build("blend", params))
+    waiting = {0: bytes.fromhex(golden["blend"]["waiting"])}
+    learner.restore(header, [(*n.split(":", 1), blob) for n, blob in blobs.items()], waiting.items())  # type: ignore[misc]
+    assert json_holds(learner.header(), header) and rows(learner) == blobs
+    ranked = learner.model.blend.scores(learner.model.ids["user"]["ann"], T0 + 9)  # type: ignore[attr-defined]
+    assert ranked == pytest.approx(golden["blend"]["scores"], abs=1e-6)
+
+
 def without_arrays(header: bytes) -> bytes:
     """What is learned depends on the arithmetic of a machine, in the last bit."""
     stored = orjson.loads(header.partition(b"\n")[0])

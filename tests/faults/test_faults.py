@@ -21,6 +21,7 @@ from tests.faults.injector import Injector, Target, workers
 from tests.faults.leg import Plan, Stage, run_leg
 from tests.faults.reader import Reader
 from tests.flink.harness import Rows, balanced, run_job, stored_rows, write_lines
+from tests.flink.test_blended import learned_rows
 from tests.flink.test_runs import all_fields, rated_events
 
 N = 60_000
@@ -71,20 +72,23 @@ def test_faults_leave_no_trace(seed: int, source: str, undisturbed: Left, tmp_pa
         assert stored_rows(tmp_path / "notes") == rows
 
 
-def test_faults_leave_no_trace_in_a_stack(source: str, tmp_path: Path) -> None:
-    """Its rows are larger than most, and each event changes the weights of all."""
+@pytest.mark.parametrize("name", ["stack", "blend"])
+def test_faults_leave_no_trace_in_other_models(name: str, source: str, tmp_path: Path) -> None:
+    """Their rows are larger than most, and an event changes weights of all, of a blend rows of other items, too."""
     left = []
     for faults in ([], ["kill_worker", "cut_connections", "kill_worker"]):
         folder = tmp_path / str(len(faults))
         with embedded_redis((folder / "redis").resolve()) as url:
             injector = Injector(Target(Client(url), connect(url)), faults, 5, apart=5_000)
             thread = injector.start()
-            settings = {"model.name": "stack", "batch_bytes": 20_000, "source": source}
+            settings = {"model.name": name, "batch_bytes": 20_000, "source": source}
             summary = run_job(folder, settings, notes=folder / "notes")
             thread.join(timeout=1)
             assert len(injector.done) == len(faults), injector.done
             assert (summary["replayed"] > 0) == bool(faults) and balanced(summary["events"])
-            left.append((summary["metrics"], all_fields(connect(url)), stored_rows(folder / "notes")))
+            fields = (learned_rows if name == "blend" else all_fields)(connect(url))
+            of_all = connect(url).hget("freshet:model:0", "blend")
+            left.append((summary["metrics"], summary["ranking"], of_all, fields, stored_rows(folder / "notes")))
     assert left[0] == left[1]
 
 

@@ -37,6 +37,10 @@ class NotedModel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        return type(self._model)  # a learner asks whether it ranks
+
     def encode_rows(self, family: str, row_ids: Sequence[str], numbers: Any) -> Any:
         weights = self._model.encode_rows(family, row_ids, numbers)
         for row_id, row in zip(row_ids, weights, strict=True):
