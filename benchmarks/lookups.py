@@ -1,19 +1,20 @@
 """How long look-ups take, while nothing is written and while a job writes as fast as it can.
 
-    python -m benchmarks.lookups [--events 1000000] [--calls 2000] [--set tiles.enabled=false]
+    python -m benchmarks.lookups [--events 1000000] [--items 1250] [--calls 2000] [--set tiles.enabled=false]
+    python -m benchmarks.lookups --items 100000 --set model=blend --set tiles.enabled=false
 
 The state is that of a run over 20,000 users and 1,250 items, with windows and 16 factors. Look-ups are those of
-``serving.Client``, one at a time, of ids drawn evenly: a user, an item, the 10 best items for a user, the 10 most
-similar items. The last two keep the items in the client; what the first call takes is shown apart. Then the job goes on
-with the generator at full rate over the same ids, and the same is asked again: each ranking first fetches the
-items that changed.
+``serving.Client``, one at a time, of ids that were learned, drawn evenly: a user, an item, the 10 best items for one,
+the 10 most similar items. The last two keep the items in the client; what the first call takes is shown apart. Then the
+job goes on with the generator at full rate over the same ids, and the same is asked again: each ranking first fetches
+the items that changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,23 +26,23 @@ from flink_jobs.embedded import embedded_redis
 from flink_jobs.settings import assignment
 from serving import Client
 
-_USERS, _ITEMS, _K = 20_000, 1_250, 10
+_USERS, _K = 20_000, 10
 _GENERATOR: Final[dict[str, Any]] = {
     **CLEAN,
     "generator.events": 10**12,
     "generator.users": _USERS,
-    "generator.items": _ITEMS,
     "generator.interval": 10,
 }
 
 
-def lookups(client: Client) -> dict[str, tuple[Callable[[str], Any], str, int]]:
-    """Each look-up, the letter that ids of its kind begin with, and how many there are."""
+def lookups(client: Client) -> dict[str, tuple[Callable[[str], Any], Sequence[str]]]:
+    """Each look-up, and the ids that it may be given."""
+    users, items = [f"u{n}" for n in range(_USERS)], sorted(client.known_items())
     return {
-        "user": (client.user, "u", _USERS),
-        "item": (client.item, "i", _ITEMS),
-        f"recommend k={_K}": (lambda user_id: client.recommend(user_id, _K), "u", _USERS),
-        f"similar k={_K}": (lambda item_id: client.similar(item_id, _K), "i", _ITEMS),
+        "user": (client.user, users),
+        "item": (client.item, items),
+        f"recommend k={_K}": (lambda user_id: client.recommend(user_id, _K), users),
+        f"similar k={_K}": (lambda item_id: client.similar(item_id, _K), items),
     }
 
 
@@ -51,8 +52,8 @@ def measure(client: Client, calls: int) -> dict[str, dict[str, float]]:
     kinds = lookups(client)
     taken: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(calls + 1):
-        for name, (look_up, letter, count) in kinds.items():
-            row_id = f"{letter}{rng.integers(count)}"
+        for name, (look_up, ids) in kinds.items():
+            row_id = ids[rng.integers(len(ids))]
             began = time.perf_counter()
             found = look_up(row_id)
             taken[name].append(1_000 * (time.perf_counter() - began))
@@ -69,9 +70,18 @@ def measure(client: Client, calls: int) -> dict[str, dict[str, float]]:
     }
 
 
+def table(what: str, figures: Mapping[str, Mapping[str, float]]) -> None:
+    head = ("", "first", "p50", "p99", "max")
+    show(
+        f"look-ups, {what}, ms",
+        [head, *((kind, *(f"{value:.2f}" for value in of.values())) for kind, of in figures.items())],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--items", type=int, default=1_250)
     parser.add_argument("--calls", type=int, default=2_000, help="of each kind")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the job")
     arguments = parser.parse_args()
@@ -80,11 +90,13 @@ def main() -> None:
         folder = Path(name).resolve()
         state = folder / "state"
         progress(f"learning {arguments.events:,} events")
-        finish(state, f"file:{stream(folder, arguments.events, _USERS, _ITEMS)}", settings)
+        finish(state, f"file:{stream(folder, arguments.events, _USERS, arguments.items)}", settings)
         with embedded_redis(state / "redis") as url:
             progress("asking while nothing is written")
             idle = measure(Client(url, KEYS.prefix), arguments.calls)
-            with running(state, "generator", {**_GENERATOR, **settings}) as (job, _):
+            table("idle", idle)
+            generator = {**_GENERATOR, "generator.items": arguments.items}
+            with running(state, "generator", {**generator, **settings}) as (job, _):
                 job.wait_for_learner()
                 before = job.learned
                 job.wait(lambda: job.learned > before + 200_000)
@@ -92,17 +104,17 @@ def main() -> None:
                 began, first = time.monotonic(), job.learned
                 writing = measure(Client(url, KEYS.prefix), arguments.calls)
                 rate = (job.learned - first) / (time.monotonic() - began)
-    for what, figures in (("idle", idle), (f"while a job learns {rate:,.0f} events/s", writing)):
-        show(
-            f"look-ups, {what}, ms",
-            [
-                ("", "first", "p50", "p99", "max"),
-                *((kind, *(f"{value:.2f}" for value in of.values())) for kind, of in figures.items()),
-            ],
-        )
+    table(f"while a job learns {rate:,.0f} events/s", writing)
     store(
         "lookups",
-        {"events": arguments.events, "settings": arguments.set, "idle": idle, "writing": writing, "rate": rate},
+        {
+            "events": arguments.events,
+            "items": arguments.items,
+            "settings": arguments.set,
+            "idle": idle,
+            "writing": writing,
+            "rate": rate,
+        },
     )
 
 

@@ -15,7 +15,6 @@ from udfs.models import Array
 from udfs.recommenders import Recommender, all_grown
 
 SEED: Final = 0x9E3779B97F4A7C15
-BLOCK: Final = 64  # events that share what is drawn
 
 
 class Vectors(NamedTuple):
@@ -75,11 +74,10 @@ def draw(state: Array) -> int:
 def sample(seed: int, event: int, known: int, out: Array) -> None:
     """Numbers of items, drawn evenly from the first ``known``, into ``out``.
 
-    The events of a block get the same ones, so that few rows change. They follow from the seed and the number of the
-    block, so no generator has a state, and batches may be cut anywhere.
+    They follow from the seed and the number of the event, so no generator has a state.
     """
     for at in range(len(out)):
-        x = np.uint64(seed) + np.uint64((event // BLOCK) * len(out) + at + 1) * np.uint64(SEED)
+        x = np.uint64(seed) + np.uint64(event * len(out) + at + 1) * np.uint64(SEED)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         out[at] = np.int64(((x >> np.uint64(32)) * np.uint64(known)) >> np.uint64(32))
@@ -195,7 +193,7 @@ class Embeddings(Recommender):
     recent, gamma
         How many items of the user count, and what weight is left at each step back.
     negatives
-        How many items are drawn; the events of a block of 64 share them.
+        How many items are drawn an event.
     rate
         Of learning.
 

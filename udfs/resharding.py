@@ -133,12 +133,14 @@ class Exchange:
 
 @dataclass
 class _Table:
-    """Rows of a family as arrays, in one order: of ids, fixed parts, the model's weights, and what users have seen."""
+    """Rows of a family as arrays, in one order: of ids, fixed parts, the model's weights, what users have seen, and
+    what rows end with; of models whose rows are merged all end alike."""
 
     names: Sequence[str]
     heads: Array
     weights: Array
     seen: Sequence[tuple[str, ...]]
+    tails: Sequence[bytes]
 
     @classmethod
     def of(cls, learner: Learner, family: str) -> _Table:
@@ -146,7 +148,10 @@ class _Table:
         names = list(ids)
         numbers = ids.find(names)
         seen = [rows.seen[number] for number in numbers] if family == USER else []
-        return cls(names, rows.heads.take(numbers), learner.model.encode_rows(family, names, numbers), seen)
+        model = learner.model
+        weights = model.encode_rows(family, names, numbers)
+        tails = model.encode_tails(family, numbers) or [b""] * len(names)
+        return cls(names, rows.heads.take(numbers), weights, seen, tails)
 
     def take(self, places: Sequence[int]) -> _Table:
         return _Table(
@@ -154,6 +159,7 @@ class _Table:
             self.heads.take(places),
             self.weights.take(places, axis=0),
             [self.seen[place] for place in places] if self.seen else [],
+            [self.tails[place] for place in places],
         )
 
     def into(self, learner: Learner, family: str) -> None:
@@ -164,7 +170,8 @@ class _Table:
         if family == USER:
             rows.seen.fit(len(self.names))
             rows.seen.put(np.arange(len(self.names)), self.seen)
-        model.decode_rows(family, self.names, [weights.tobytes() for weights in self.weights])
+        rows_of_model = [weights.tobytes() + tail for weights, tail in zip(self.weights, self.tails, strict=True)]
+        model.decode_rows(family, self.names, rows_of_model)
 
 
 def parts(before: int, after: int) -> list[tuple[range, range]]:
@@ -331,6 +338,7 @@ def _joined(tables: Sequence[_Table]) -> _Table:
         np.concatenate([table.heads for table in tables]),
         np.concatenate([table.weights for table in tables]),
         [seen for table in tables for seen in table.seen],
+        [tail for table in tables for tail in table.tails],
     )
 
 
@@ -351,7 +359,7 @@ def _merged(tables: Sequence[_Table]) -> _Table:
         heads["popularity"][at] = np.logaddexp2(heads["popularity"][at], table.heads["popularity"])
         for name in ("updated_at", "seq"):
             heads[name][at] = np.maximum(heads[name][at], table.heads[name])
-    return _Table(names, heads, weights / total[:, None], [])
+    return _Table(names, heads, weights / total[:, None], [], [b""] * len(names))
 
 
 def _share(items: _Table, at: int, of: int) -> _Table:
@@ -362,7 +370,7 @@ def _share(items: _Table, at: int, of: int) -> _Table:
     count = items.heads["count"]
     heads["count"] = count * np.uint64(at + 1) // np.uint64(of) - count * np.uint64(at) // np.uint64(of)
     heads["popularity"] -= math.log2(of)
-    return _Table(items.names, heads, items.weights, [])
+    return _Table(items.names, heads, items.weights, [], items.tails)
 
 
 # ------------------------------------------------------------------------------------------------- events

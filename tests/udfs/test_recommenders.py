@@ -208,7 +208,7 @@ def test_embeddings() -> None:
             weights = [0.7**d for d in range(len(last))]
             mean = sum(w * first[other] for w, other in zip(weights, last, strict=True)) / sum(weights)
             gradient, size = np.zeros(6), mean @ mean / 6
-            for other in [item, *(known[drawn(4 * (at // 64) + k, len(known))] for k in range(4))]:
+            for other in [item, *(known[drawn(4 * at + k, len(known))] for k in range(4))]:
                 if other == item and gradient.any():
                     continue
                 error = sigmoid(mean @ second[other]) - (other == item)

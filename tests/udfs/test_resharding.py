@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.shells import batch_of
 from tests.udfs.cases import CASES, COMPILED, made, ratings, rows_of
+from udfs.blendmodel import BlendModel
 from udfs.building import build
 from udfs.intake import shard_of
 from udfs.learner import Learner, LearnerConfig
@@ -268,3 +269,17 @@ def test_an_exchange_hands_over_whole_states(tmp_path: Path) -> None:
     assert exchange.given(0) and exchange.ready and exchange.taken("a") and not exchange.taken("b")
     assert exchange.old(0) == exchange.new(1) == state
     assert not list(tmp_path.glob("*.scratch"))
+
+
+def test_a_blend_is_copied() -> None:
+    model: Any = functools.partial(build, "blend", {"n_factors": 4, "neighbours": 5, "history": 8, "tops": 5})
+    [before] = learned(1, model)
+    for shard, state in enumerate(resharded([state_of(before)], 3, model)):
+        after, of_old = restored(state, model).model, before.model
+        assert isinstance(after, BlendModel) and isinstance(of_old, BlendModel)
+        assert set(after.ids[USER]) == {user for user in of_old.ids[USER] if shard_of(user, 3) == shard}
+        assert list(after.ids[ITEM]) == list(of_old.ids[ITEM])  # and so has the same numbers
+        for user, number in after.ids[USER].items():
+            assert np.array_equal(after.blend.scores(number), of_old.blend.scores(of_old.ids[USER][user]))
+    with pytest.raises(ModelError, match="blend: the links and counts of several shards can't be merged"):
+        check(model(), 2, 3)
