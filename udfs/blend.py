@@ -70,7 +70,16 @@ _ROOM: Final = 1_024  # the longest list, too
 
 
 class Settings(NamedTuple):
-    """How the parts learn; see their own classes."""
+    """How the parts learn; see their own classes.
+
+    Attributes
+    ----------
+    recent, basket
+        From how many of the user's last items links are followed, and from how many of an open basket.
+    teach_first, teach_every
+        So many events teach the weights, of as many after them one in two, then one in three, and so on, down to one in
+        so many.
+    """
 
     recent: int = 10
     gamma: float = 0.5
@@ -194,7 +203,7 @@ def _candidates(of: Parts, to: Scratch, user: int, time: int, s: Settings) -> in
 
 @njit(cache=True)
 def _logarithms(values: Array, exponents: Array) -> None:
-    r"""Natural logarithms of positive numbers, in place, to 1e-13: several at a time, and the same on every machine.
+    r"""Natural logarithms of positive numbers, in place, to 1e-13, and the same on every machine.
 
     With $x = 2^e m$ and m between $\sqrt{1/2}$ and $\sqrt 2$: $\ln x = e \ln 2 + 2 \operatorname{artanh}((m-1)/(m+1))$,
     the latter by its series. ``exponents`` is scratch.

@@ -24,7 +24,7 @@ OF_BLEND: Final = {
     "tops": "tops",
     "seed": "seed",
 }
-_AT_LEAST_ONE: Final = ("n_factors", "neighbours", "history", "teach_every")
+_AT_LEAST_ONE: Final = ("n_factors", "neighbours", "history", "teach_first", "teach_every")
 # Parameters that are freshet's own, for every model.
 DEFAULT_SEED: Final = 0
 DEFAULT_MAX_WEIGHT: Final = 1e6

@@ -205,7 +205,7 @@ class Embeddings(Recommender):
 
     Examples
     --------
-    >>> model = Embeddings(n_factors=8, negatives=3)
+    >>> model = Embeddings(n_factors=8, negatives=3, recent=1)
     >>> for time in range(100):
     ...     model.learn(["ann", "bob"], ["tea", "rum"] if time % 2 else ["milk", "cola"], np.array([time, time]))
     >>> model.rank("ann", k=1), model.rank("bob", k=1), model.score("eve", "tea")
