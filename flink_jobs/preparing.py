@@ -330,11 +330,9 @@ def event_format(resolved: Resolved, manifest: Manifest) -> EventFormat:
     )
 
 
-def ranking_of(resolved: Resolved) -> RankingConfig | None:
+def ranking_of(resolved: Resolved) -> RankingConfig:
     """How models that rank are evaluated."""
     given = resolved.settings.ranking
-    if not given.every:
-        return None
     held_out = given.groups == "held out"
     return RankingConfig(given.k, held_out, given.repeats, given.others, given.every, given.window)
 

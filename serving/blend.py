@@ -6,7 +6,7 @@ The job's kernels, :mod:`udfs.blend`, compute the same while they learn, and say
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -75,7 +75,9 @@ class BlendHeader:
     def parse(cls, text: bytes) -> BlendHeader:
         stored = orjson.loads(text)
         arrays = {name: np.array(stored[name], dtype="f8") for name in ("weights", "scales", "popularity")}
-        return cls(**{**stored, **arrays, "tops": np.array(stored["tops"], dtype=np.intp)})
+        arrays["tops"] = np.array(stored["tops"], dtype=np.intp)
+        # A newer job may say more.
+        return cls(**{of.name: arrays.get(of.name, stored[of.name]) for of in fields(cls)})
 
     def placed(self, rows: Array) -> BlendHeader:
         """The same with rows in the place of numbers, without items that have none."""

@@ -11,7 +11,7 @@ import orjson
 
 from serving.blend import DECAYED, HISTORY, LINKS, STATS
 from serving.schema import Field
-from udfs.blend import ALL, BLEND, LEFT_OUT, NEW, POPS, Blend
+from udfs.blend import ALL, BLEND, LEFT_OUT, NEW, POPS, Blend, Parts
 from udfs.history import BASKET, EVENTS, HELD, SIZE
 from udfs.ids import Group
 from udfs.models import ITEM, USER, Array, Columns, ModelError, RankingModel
@@ -22,6 +22,7 @@ _LAYOUT: Final = 1
 _EVALUATED: Final = (BLEND, 1 + DECAYED, POPS)  # in the order of the model's rankers
 # What lies in the header as it is in memory.
 _ARRAYS: Final = ("weights", "squares", "scales", "tops", "marks")
+_MARKS: Final = {"size": SIZE, "basket": BASKET, "events": EVENTS, "held": HELD}  # of users, as HISTORY names them
 # Settings that readers need.
 _SERVED: Final = ("recent", "basket", "gamma", "gamma_far", "alpha", "recent_embedded", "gamma_embedded")
 
@@ -113,7 +114,10 @@ class BlendModel(RankingModel):
         return 0.0
 
     def columns(self, family: str) -> Columns:
-        raise ModelError("blend: the links and counts of several shards can't be merged: start anew with --fresh")
+        raise ModelError(
+            "blend: the links and counts of several shards can't be merged; reshard to a multiple of the shards there "
+            "are"
+        )
 
     def pool(self, n: int, global_mean: float) -> None:
         pass
@@ -156,7 +160,7 @@ class BlendModel(RankingModel):
         of, n = self.blend.parts, len(numbers)
         if family == USER:
             heads = np.zeros(n, HISTORY)
-            for name, at in (("size", SIZE), ("basket", BASKET), ("events", EVENTS), ("held", HELD)):
+            for name, at in _MARKS.items():
                 heads[name] = of.met.marks[numbers, at]
             heads["time"] = of.met.times[numbers]
             return _words(heads)
@@ -164,15 +168,7 @@ class BlendModel(RankingModel):
         rows["number"] = numbers
         rows["follows"] = np.count_nonzero(of.follows.items[numbers] >= 0, axis=1)
         rows["near"] = np.count_nonzero(of.near.items[numbers] >= 0, axis=1)
-        for name, column in (
-            ("count", of.counts),
-            ("repeated", of.repeated),
-            ("follows_sum", of.follows.sums),
-            ("near_sum", of.near.sums),
-            ("squares", of.vectors.squares),
-            ("inputs", of.vectors.inputs),
-            ("outputs", of.vectors.outputs),
-        ):
+        for name, column in _columns(of):
             rows[name] = column[numbers]
         rows["popular"] = of.popular.weights[:, numbers].T
         rows["divided"] = of.popular.scales[:, 2]
@@ -203,20 +199,12 @@ class BlendModel(RankingModel):
         rows = np.frombuffer(b"".join([blob[: fixed.itemsize] for blob in blobs]), fixed)
         if family == USER:
             met, lengths = of.met, [np.minimum(rows["size"], self.blend.seen)] * 4
-            for name, at in (("size", SIZE), ("basket", BASKET), ("events", EVENTS), ("held", HELD)):
+            for name, at in _MARKS.items():
                 met.marks[numbers, at] = rows[name]
             met.times[numbers] = rows["time"]
             targets = [met.items, met.counts, met.rates, met.baskets]
         else:
-            for name, column in (
-                ("count", of.counts),
-                ("repeated", of.repeated),
-                ("follows_sum", of.follows.sums),
-                ("near_sum", of.near.sums),
-                ("squares", of.vectors.squares),
-                ("inputs", of.vectors.inputs),
-                ("outputs", of.vectors.outputs),
-            ):
+            for name, column in _columns(of):
                 column[numbers] = rows[name]
             behind = of.popular.scales[:, 2] - rows["divided"]
             of.popular.weights[:, numbers] = divided(rows["popular"], behind).T
@@ -273,6 +261,19 @@ class BlendModel(RankingModel):
                 }
             )
         }
+
+
+def _columns(of: Parts) -> tuple[tuple[str, Array], ...]:
+    """What items' rows hold as it is in memory."""
+    return (
+        ("count", of.counts),
+        ("repeated", of.repeated),
+        ("follows_sum", of.follows.sums),
+        ("near_sum", of.near.sums),
+        ("squares", of.vectors.squares),
+        ("inputs", of.vectors.inputs),
+        ("outputs", of.vectors.outputs),
+    )
 
 
 def _words(rows: Array) -> Array:

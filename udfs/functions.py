@@ -338,8 +338,8 @@ class LearnFunction(KeyedProcessFunction):
             self._publisher.delete(learned.deleted)
             # Redis takes its time, in which the rows go into the state; what is returned has been acknowledged.
             writing = self._background.submit(self._outboxes[key].publish, learned, encoded)
-            for family, rows in encoded.items():
-                put(self._state.rows, [state_name(family, row_id) for row_id in rows.row_ids], rows.blobs)
+            names = [state_name(family, row_id) for family, rows in encoded.items() for row_id in rows.row_ids]
+            put(self._state.rows, names, [blob for rows in encoded.values() for blob in rows.blobs])
             for family, row_ids in learned.dropped.items():
                 for row_id in row_ids:
                     self._state.rows.remove(state_name(family, row_id))

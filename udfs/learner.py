@@ -137,7 +137,7 @@ class Learner:
         self.model = model
         self.scores = Prequential(config.metrics)
         self.ranking: RankingScores | None = None
-        if config.ranking is not None and isinstance(model, RankingModel):
+        if config.ranking is not None and config.ranking.every and isinstance(model, RankingModel):
             self.ranking = RankingScores(config.ranking, model.rankers, model.baselines)
         self.rows = {family: Rows(family, ids) for family, ids in model.ids.items()}
         # Items that a model ranks keep their rows.

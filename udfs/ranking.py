@@ -47,7 +47,8 @@ class RankingConfig:
         What of the other items of a held out group: they are ranked like all items, so of a basket of 30 at most ten
         are hits; or left out, and each item is ranked among those that are not in the group.
     every
-        Each how many events one is evaluated.
+        Each how many events one is evaluated; 0 for none. How groups are treated holds all the same: what a model
+        learns may depend on it.
     window
         How many events the recent scores are over, about.
     head
@@ -63,9 +64,9 @@ class RankingConfig:
     head: float = 0.2
 
     def __post_init__(self) -> None:
-        if min(self.k, self.every) < 1 or self.window < BLOCKS or not 0.0 < self.head < 1.0:
+        if self.k < 1 or self.every < 0 or self.window < BLOCKS or not 0.0 < self.head < 1.0:
             raise ModelError(
-                f"ranking: k and every are at least 1, window at least {BLOCKS}, and head is between 0 and 1; "
+                f"ranking: k is at least 1, every at least 0, window at least {BLOCKS}, and head is between 0 and 1; "
                 f"these are {self.k}, {self.every}, {self.window} and {self.head}"
             )
 
@@ -96,6 +97,8 @@ class RankingConfig:
 
     def evaluated(self, first: int, n: int) -> Array:
         """Which of ``n`` events are evaluated, the first of which is the shard's ``first``-th: shape ``(n,)``."""
+        if not self.every:
+            return np.zeros(n, dtype=np.bool_)
         chosen: Array = np.arange(first, first + n) % self.every == 0
         return chosen
 

@@ -16,7 +16,7 @@ from serving import Client
 from serving.connection import connect
 from tests.flink.harness import balanced, run_job, write_lines
 from tests.flink.test_runs import all_fields, stop_when
-from udfs.blend import BLEND, POPS, Blend, Settings
+from udfs.blend import Blend, Settings
 from udfs.ranking import RankingConfig, RankingScores
 
 T0 = 1_700_000_000_000
@@ -70,7 +70,6 @@ def test_a_blend_learns_what_it_does_in_one_pass(tmp_path: Path) -> None:
         predicted.better[:, 0], predicted.ties[:, 0], predicted.returning, predicted.head,
         [model.items.names[number] for number in predicted.offered],
     )  # fmt: skip
-    assert predicted.better.shape[2] == len((BLEND, 2, POPS))
     assert whole["ranking"]["all"] == scores.values()["all"] and balanced(whole["events"])
     assert header is not None and header.blend is not None
     assert np.array_equal(header.blend.weights, model.parts.weights)

@@ -210,13 +210,14 @@ def test_errors_are_left_out_of_the_summary_of_a_model_that_ranks() -> None:
 # ------------------------------------------------------------------------------------------- settings
 
 
-def ranking_settings(**values: Any) -> RankingConfig | None:
+def ranking_settings(**values: Any) -> RankingConfig:
     return ranking_of(resolve([Layer("--set", {f"ranking.{name}": value for name, value in values.items()})]))
 
 
 def test_settings_say_what_is_evaluated() -> None:
     assert ranking_settings() == RankingConfig(k=10, every=10, window=10_000)
-    assert ranking_settings(every="0") is None
+    # None is, but groups are still what they are: a model may learn by them.
+    assert ranking_settings(every="0", groups="event by event") == RankingConfig(every=0, held_out=False)
     given = ranking_settings(k="5", every="1", window="200", groups="event by event", repeats="false")
     assert given == RankingConfig(k=5, held_out=False, repeats=False, every=1, window=200)
     assert ranking_settings(others="left out") == RankingConfig(every=10, others="left out")

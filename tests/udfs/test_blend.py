@@ -276,14 +276,18 @@ def test_lists_hold_the_best() -> None:
     assert [model.items.names[number] for number in predicted.offered] == best
 
 
-def test_evaluation_changes_nothing() -> None:
-    every, none = small(), small()
-    for model, wanted in ((every, True), (none, False)):
+@pytest.mark.parametrize("held_out", [True, False])
+def test_evaluation_changes_nothing(held_out: bool) -> None:
+    models = []
+    for every in (1, 3, 0):
+        config = RankingConfig(held_out=held_out, every=every)
+        models.append(small())
         users, items, times = zip(*events(300), strict=True)
-        model.test_then_learn(users, items, np.array(times), np.full(300, wanted), RankingConfig())
-    columns = [[a for of in model.parts for a in (of if isinstance(of, tuple) else (of,))] for model in (every, none)]
-    for mine, other in zip(*columns, strict=True):
-        assert np.array_equal(mine, other)
+        predicted = models[-1].test_then_learn(users, items, np.array(times), config.evaluated(0, 300), config)
+        assert len(predicted.events) == (len(range(0, 300, every)) if every else 0)
+    columns = [[a for of in model.parts for a in (of if isinstance(of, tuple) else (of,))] for model in models]
+    for every_one, some, none in zip(*columns, strict=True):
+        assert np.array_equal(every_one, some) and np.array_equal(some, none)
 
 
 def test_logarithms() -> None:
