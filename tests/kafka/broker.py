@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -188,7 +188,22 @@ class KafkaClient:
             wanted = java.HashMap()
             for partition in range(partitions):
                 wanted.put(jvm.common.TopicPartition(topic, partition), jvm.clients.admin.OffsetSpec.latest())
-            admin.listOffsets(wanted).all().get()
+            self._until_known(lambda: admin.listOffsets(wanted).all().get())
+
+    @staticmethod
+    def _until_known(ask: Callable[[], object]) -> None:
+        """The controller has made the topic; the broker, on a busy machine, may hear of it later."""
+        from py4j.protocol import Py4JJavaError
+
+        end = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                ask()
+                return
+            except Py4JJavaError as error:
+                if "UnknownTopicOrPartitionException" not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(0.1)
 
     def grow(self, topic: str, partitions: int) -> None:
         from pyflink.java_gateway import get_gateway
