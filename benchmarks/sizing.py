@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -100,7 +101,8 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
         connection = connect(url, timeout=60.0)
         empty = connection.info("memory")["used_memory"]
         publisher = Publisher(url, "freshet", patience=600.0)
-        Outbox(publisher, learner, Author(publisher.keys, 0, 1, _T0))  # a Redis that knows nothing is given all
+        with ThreadPoolExecutor(1) as background:  # a Redis that knows nothing is given all
+            Outbox(publisher, learner, Author(publisher.keys, 0, 1, _T0), background)
         for number in range(case.tiles):
             _write_tiles(publisher, case.users, _T0 + number * _SPAN)
         redis = connection.info("memory")["used_memory"] - empty

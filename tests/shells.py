@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -14,6 +15,8 @@ from udfs.interactions import Interactions
 from udfs.learner import Learned, Learner
 from udfs.packing import pack_lines
 from udfs.publisher import Author, Entity, Publisher, Word
+
+BACKGROUND = ThreadPoolExecutor(1)
 
 
 def batch_of(

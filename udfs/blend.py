@@ -494,7 +494,7 @@ def _learn(of: Parts, to: Scratch, user: int, item: int, time: int, s: Settings,
             of.tops[at] = order[at] if of.counts[order[at]] > 0.0 else -1
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)  # what was learned before is written meanwhile
 def _test_then_learn(
     of: Parts, to: Scratch, users: Array, items: Array, times: Array, starts: Array, wanted: Array, s: Settings,
     seed: int, rankers: Array, protocols: Array, head: float, better: Array, ties: Array, returning: Array,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Final
 
@@ -33,60 +32,62 @@ _AT_ONCE: Final = 8_192  # rows whose writes are made together
 _SESSION: Final = "session" + UNIT  # how its record begins
 
 
-@dataclass(frozen=True)
 class LearnedEntities:
     """The Redis writes for the users and the items that a group changed, for :meth:`Publisher.learned`.
 
     They are made some thousands at a time, while who iterates goes on, so Redis writes the first while the next are
-    made. What was learned must not change until then.
+    made; also in another thread while the learner goes on.
 
-    Attributes
+    Parameters
     ----------
+    learner
+        Who has just learned the group.
     encoded
         The touched rows by family, as they are stored.
     """
 
-    learner: Learner
-    encoded: Mapping[str, EncodedRows]
-    author: Author
+    def __init__(self, learner: Learner, encoded: Mapping[str, EncodedRows], author: Author) -> None:
+        self._encoded, self._author = encoded, author
+        self._model, self._seq = learner.model.to_publish(), learner.seq
+        self._has_tail = learner.config.growth.has_tail
 
     def __len__(self) -> int:
-        return sum(len(rows.row_ids) for rows in self.encoded.values())
+        return sum(len(rows.row_ids) for rows in self._encoded.values())
 
     def __iter__(self) -> Iterator[Entity]:
         for family in (USER, ITEM):
-            rows = self.encoded[family]
+            rows = self._encoded[family]
             for start in range(0, len(rows.row_ids), _AT_ONCE):
                 yield from self._made(family, rows.part(start, start + _AT_ONCE))
 
     def items(self) -> dict[str, int]:
         """The items that have rows of their own, by their ``seq``."""
-        rows = self.encoded[ITEM]
+        rows = self._encoded[ITEM]
         items = dict(zip(rows.row_ids, self._seqs(ITEM, rows), strict=True))
-        if self.learner.config.growth.has_tail:
+        if self._has_tail:
             return {row_id: seq for row_id, seq in items.items() if tail_number(row_id) is None}
         return items
 
     def _seqs(self, family: str, rows: EncodedRows) -> list[int]:
-        if family == ITEM and isinstance(self.learner.model, RankingModel):
-            return [self.learner.seq] * len(rows.row_ids)  # events of other items change a row, too
+        if family == ITEM and isinstance(self._model, RankingModel):
+            return [self._seq] * len(rows.row_ids)  # events of other items change a row, too
         seqs: list[int] = rows.heads["seq"].tolist()
         return seqs
 
     def _made(self, family: str, rows: EncodedRows) -> Iterable[Entity]:
-        learner, author, heads = self.learner, self.author, rows.heads
+        model, author, heads = self._model, self._author, rows.heads
         keys, shard, shards = author.keys, author.shard, author.shards
         key_of, of_shard = (keys.user, 1) if family == USER else (keys.item, shards)
         values: dict[str, Iterable[Word]] = {
             Field.COUNT: heads["count"].tolist(),
             Field.UPDATED_AT: heads["updated_at"].tolist(),
         }
-        if not isinstance(learner.model, RankingModel):
-            values[Field.BIAS] = map(repr, learner.model.biases(family, rows.weights).tolist())
-        vectors = learner.model.vectors(family, rows.weights)
+        if not isinstance(model, RankingModel):
+            values[Field.BIAS] = map(repr, model.biases(family, rows.weights).tolist())
+        vectors = model.vectors(family, rows.weights)
         if width := 4 * vectors.shape[1]:
             values[Field.VECTOR] = packed_bytes(encode_vector(vectors), width)
-        for name, column in learner.model.more_fields(family, rows.weights, rows.tails).items():
+        for name, column in model.more_fields(family, rows.weights, rows.tails).items():
             if isinstance(column, np.ndarray):
                 values[name] = packed_bytes(column.tobytes(), column.itemsize * column.shape[1])
             else:
@@ -96,7 +97,7 @@ class LearnedEntities:
         else:
             values[Field.POPULARITY] = map(repr, heads["popularity"].tolist())
         row_keys = [key_of(row_id) for row_id in rows.row_ids]
-        if learner.config.growth.has_tail:
+        if self._has_tail:
             for at, row_id in enumerate(rows.row_ids):
                 if (shared := tail_number(row_id)) is not None:
                     row_keys[at] = keys.tail(shard, family, shared)

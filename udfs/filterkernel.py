@@ -26,7 +26,7 @@ KNOWN, SEEN = 4, 3  # features of an item and of a user
 _LOW: Final = 2.0**21  # milliseconds: a time is two whole numbers that float32 holds
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)  # what was learned before is written meanwhile
 def learn(
     users: Array, items: Array, ys: Array, times: Array, user_rows: Array, item_rows: Array, user_heirs: Array,
     item_heirs: Array, user_known: Array, item_known: Array, means: tuple[Array, Array],

@@ -7,6 +7,7 @@ that leads to a number out of bounds is left out before anything has changed.
 from __future__ import annotations
 
 import base64
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -191,6 +192,11 @@ class FilterModel(RowModel):
         return table
 
     # ---------------------------------------------------------------------------------------- serving
+
+    def to_publish(self) -> FilterModel:
+        model = copy.copy(self)
+        model.figures, model.weights = self.figures.copy(), self.weights.copy()
+        return model
 
     def biases(self, family: str, weights: Array) -> Array:
         rows = weights.view("<f4").astype("<f8")

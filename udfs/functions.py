@@ -31,7 +31,7 @@ from udfs.mapstate import items, put
 from udfs.models import RowModel
 from udfs.names import State
 from udfs.outbox import Outbox
-from udfs.publisher import Author, Publisher
+from udfs.publisher import Author, Publisher, PublishError
 from udfs.reading import Feed
 from udfs.records import Gathered
 from udfs.requests import Inbox, Journal
@@ -316,6 +316,11 @@ class LearnFunction(KeyedProcessFunction):
         self._teller = Teller()
 
     def close(self) -> None:
+        try:
+            for outbox in self._outboxes.values():
+                outbox.settle()
+        except PublishError as error:
+            _LOG.warning("what was learned last is not in Redis, and will be written by the next start: %s", error)
         self._background.shutdown()
         self._publisher.close()
 
@@ -335,9 +340,8 @@ class LearnFunction(KeyedProcessFunction):
         number = learner.batch_number
         for learned in learner.process(batch):
             encoded = learner.encode(learned)
-            self._publisher.delete(learned.deleted)
-            # Redis takes its time, in which the rows go into the state; what is returned has been acknowledged.
-            writing = self._background.submit(self._outboxes[key].publish, learned, encoded)
+            # Redis takes its time, in which the rows go into the state, and perhaps the next are learned.
+            self._outboxes[key].publish(learned, encoded)
             names = [state_name(family, row_id) for family, rows in encoded.items() for row_id in rows.row_ids]
             put(self._state.rows, names, [blob for rows in encoded.values() for blob in rows.blobs])
             for family, row_ids in learned.dropped.items():
@@ -345,7 +349,7 @@ class LearnFunction(KeyedProcessFunction):
                     self._state.rows.remove(state_name(family, row_id))
             for user_id, tombstone in learned.deleted.items():
                 self._state.tombstones.put(user_id, tombstone.encode())
-            writing.result()
+            self._outboxes[key].keep_up()
             if learned.dead_letters:
                 _log(self._teller, learned.dead_letters)
                 yield DEAD_LETTERS, "\n".join(learned.dead_letters)
@@ -378,7 +382,7 @@ class LearnFunction(KeyedProcessFunction):
         self._boards[key] = Board(self._metrics)
         self._boards[key].begin(of_learner(learner, shard))
         author = Author(self._publisher.keys, shard, len(self._shard_of), self._epoch)
-        self._outboxes[key] = Outbox(self._publisher, learner, author)
+        self._outboxes[key] = Outbox(self._publisher, learner, author, self._background)
         self._publisher.lift(learner.passed_tombstones)
         return learner
 

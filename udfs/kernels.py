@@ -100,7 +100,7 @@ def _bounded(row: Array, bounds: Array) -> bool:
     return sound
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)  # what was learned before is written meanwhile
 def learn(
     users: Array,
     items: Array,

@@ -167,6 +167,11 @@ class RowModel(ABC):
         :meth:`encode_rows` and :meth:`encode_tails` gave; or an array of rows, where all have as many."""
         return {}
 
+    def to_publish(self) -> RowModel:
+        """Who makes :meth:`biases`, :meth:`vectors` and :meth:`more_fields` of rows as this one does now, whatever it
+        learns meanwhile: itself, where they follow from the rows alone."""
+        return self
+
     def header_fields(self) -> Mapping[str, bytes | str | int]:
         """What readers of Redis get of the model besides its name and its global mean."""
         return {}

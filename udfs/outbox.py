@@ -1,9 +1,11 @@
 """What one shard's learner writes to Redis, and when.
 
-Groups are written as they come, save where a restarted learner repeats what Redis has heard. What such a replay changes
-is held until it has passed all that Redis knows, and is then written at once, as of a new attempt: so readers see
-nothing go back, or come back that was dropped, and Redis ends as the learner is, also where the replay took another
-order.
+Groups are written as they come, a large one while the next is learned. What is restored from a checkpoint of meanwhile
+may be ahead of Redis, which tells how far it is: then all is written again, as where Redis has lost it.
+
+Nothing is written while a restarted learner repeats what Redis has heard. What such a replay changes is held until it
+has passed all that Redis knows, and is then written at once, as of a new attempt: so readers see nothing go back, or
+come back that was dropped, and Redis ends as the learner is, also where the replay took another order.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
 from itertools import islice
 from typing import Final
 
@@ -23,6 +26,7 @@ from udfs.publisher import Author, Lost, Publisher
 from udfs.rows import EncodedRows
 
 _AT_ONCE: Final = 20_000
+_MANY: Final = 5_000  # entities whose write is not waited for: some 50 ms
 _HISTORY_SECONDS: Final = 10.0
 
 
@@ -44,19 +48,32 @@ class Outbox:
         New, or restored.
     author
         Whose attempts are begun here.
+    background
+        Where writes are made: one thread, or what is at least as good at doing one thing after the other.
     pause
         Seconds between entries in the history of metrics.
     """
 
-    def __init__(self, publisher: Publisher, learner: Learner, author: Author, pause: float = _HISTORY_SECONDS) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        learner: Learner,
+        author: Author,
+        background: Executor,
+        pause: float = _HISTORY_SECONDS,
+    ) -> None:
         self._publisher, self._learner, self._author, self._pause = publisher, learner, author, pause
+        self._background = background
+        self._writing: Future[None] | None = None  # what is under way
+        self._may_last = False  # learning may go on meanwhile
         found = publisher.take_over(author)
         # When the last entry was made, and the ``seq`` up to which there are some: a replay adds none again.
         self._noted_at = -math.inf
         self._noted = -1 if found.version is None else int(found.version.rpartition(b".")[2])
         self._replay_until: Mapping[str, int] | None = None
         self._held = learner.nothing()
-        # A checkpoint covers only what Redis has acknowledged, or says how far that was: what is not there was lost.
+        # A checkpoint may cover the last write before Redis has acknowledged it, or says how far that was: what is not
+        # there was lost, or has not arrived.
         acknowledged = learner.reached if learner.overdue is None else learner.overdue
         lost = found.version is None or not covers(found.acknowledged, acknowledged)
         if lost:
@@ -72,22 +89,41 @@ class Outbox:
             self._write_everything()
 
     def publish(self, learned: Learned, encoded: dict[str, EncodedRows]) -> None:
-        """Writes what a group changed, ``encoded`` being its touched rows; returns when Redis has acknowledged it."""
+        """Begins to write what a group changed, ``encoded`` being its touched rows, once Redis has acknowledged what
+        was written before. :meth:`keep_up` is to be called when these rows are in the state."""
+        self.settle()
         learner = self._learner
+        self._publisher.delete(learned.deleted)
         if self._replay_until is not None:
             self._held.add(learned)
             if not covers(learner.reached, self._replay_until) and not learner.ended:
                 return
             learned, self._held, self._replay_until = self._held, learner.nothing(), None
             encoded = learner.encode(learned)
+        write = self._prepared(learned, encoded, header=True)
+        self._may_last = sum(map(len, learned.touched.values())) >= _MANY and not learner.ended
+        self._writing = self._background.submit(write)
+
+    def keep_up(self) -> None:
+        """Returns when Redis has acknowledged what is written, unless that is much."""
+        if not self._may_last:
+            self.settle()
+
+    def settle(self) -> None:
+        """Returns when Redis has acknowledged all that was written."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
         try:
-            self._write(learned, encoded, header=True)
-            learner.overdue = None
+            writing.result()
         except Lost:
             self._write_everything()
+            return
+        self._learner.overdue = None
 
     def assure(self) -> None:
         """Writes everything where Redis has lost it, which a group finds by the way, or where someone asks for it."""
+        self.settle()
         try:
             asked = self._publisher.asked(self._author) and self._replay_until is None
         except Lost:
@@ -115,22 +151,26 @@ class Outbox:
             while part := dict(islice(left, _AT_ONCE)):
                 learned = self._learner.nothing()
                 learned.touched[family] = part
-                self._write(learned, self._learner.encode(learned), header=False)
+                self._prepared(learned, self._learner.encode(learned), header=False)()
                 self._publisher.alive(self._author.shard)
         nothing = self._learner.nothing()
-        self._write(nothing, self._learner.encode(nothing), header=True)
+        self._prepared(nothing, self._learner.encode(nothing), header=True)()
 
-    def _write(self, learned: Learned, encoded: dict[str, EncodedRows], *, header: bool) -> None:
+    def _prepared(self, learned: Learned, encoded: dict[str, EncodedRows], *, header: bool) -> Callable[[], None]:
+        """A write of what a group changed, which does not depend on what the learner learns from now on."""
         learner, author = self._learner, self._author
         entities = LearnedEntities(learner, encoded, author)
         drops = dropped_calls(learner, learned.dropped, author)
         head = header_entity(learner, author) if header else None
         notes = history_calls(learner, author, time.time_ns() // 1_000_000) if header and self._notes_scores() else ()
-        self._publisher.learned(
-            author, entities, entities.items(), drops, reached=orjson.dumps(learner.reached), header=head, notes=notes
-        )
-        if notes:
-            self._noted_at, self._noted = time.monotonic(), learner.seq
+        items, reached, seq = entities.items(), orjson.dumps(learner.reached), learner.seq
+
+        def write() -> None:
+            self._publisher.learned(author, entities, items, drops, reached=reached, header=head, notes=notes)
+            if notes:
+                self._noted_at, self._noted = time.monotonic(), seq
+
+        return write
 
     def _notes_scores(self) -> bool:
         """Whether an entry in the history is due: now and then, and at the end of the input, if there is news."""

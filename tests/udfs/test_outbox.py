@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -15,14 +17,17 @@ import redis
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.shells import batch_of
+from serving.schema import Keys
+from tests.shells import BACKGROUND, batch_of
 from tests.udfs.cases import made, rows_of
 from tests.udfs.test_growth import log_of, logs
 from tests.udfs.test_learner import T0, Event
+from udfs.building import build
+from udfs.entities import LearnedEntities
 from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig
 from udfs.outbox import Outbox
-from udfs.publisher import Author, Call, Publisher
+from udfs.publisher import Author, Call, Publisher, packed, parts
 from udfs.tail import from_state_name, tail_number
 
 EPOCH = 1_600_000_000_000
@@ -33,9 +38,16 @@ class Shard:
     """The shell of a learner, with checkpoints to go back to."""
 
     def __init__(
-        self, publisher: Publisher, growth: GrowthConfig = GROWTH, shards: int = 1, *, repeatable: bool = True
+        self,
+        publisher: Publisher,
+        growth: GrowthConfig = GROWTH,
+        shards: int = 1,
+        background: Executor = BACKGROUND,
+        *,
+        repeatable: bool = True,
     ) -> None:
         self.publisher, self.growth, self.shards, self.repeatable = publisher, growth, shards, repeatable
+        self.background = background
         self.state: tuple[bytes | None, dict[tuple[str, str], bytes]] = (None, {})
         self.rows: dict[tuple[str, str], bytes] = {}
         self._open()
@@ -48,7 +60,8 @@ class Shard:
         self.rows = {**rows}
         if header is not None:
             self.learner.restore(header, [(*of, blob) for of, blob in rows.items()], [])
-        self.outbox = Outbox(self.publisher, self.learner, Author(self.publisher.keys, 0, self.shards, EPOCH))
+        author = Author(self.publisher.keys, 0, self.shards, EPOCH)
+        self.outbox = Outbox(self.publisher, self.learner, author, self.background)
 
     def checkpoint(self) -> None:
         self.state = (self.learner.header(), {**self.rows})
@@ -65,6 +78,7 @@ class Shard:
                 for row_id in gone:
                     self.rows.pop((family, row_id), None)
             self.outbox.publish(learned, encoded)
+            self.outbox.keep_up()
         self.rows |= {from_state_name(name): counters for name, counters in self.learner.counters()}
         self.learner.finished_batches()
 
@@ -278,6 +292,134 @@ def test_a_redis_put_back_to_the_middle_of_a_write_is_written_again(
         redis_connection.restore(key, 0, value, replace=True)
     shard.crash()
     shard.agree(redis_connection)
+
+
+class Late(Future[Any]):
+    """What is done when it is asked for, and not before."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__()
+        self._call = call
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self._call()
+
+
+class Background(Executor):
+    """Does the last thing it was given when someone asks for it, or as far as it is told to."""
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.last = Late(partial(call, *args, **kwargs))
+        return self.last
+
+
+class Torn(Publisher):
+    """A publisher whose worker dies after so many script calls, if it is told to."""
+
+    left: int | None = None
+
+    def _run(self, calls: Iterable[Call]) -> list[Any]:
+        if self.left is None:
+            return super()._run(calls)
+        some = [*itertools.islice(calls, self.left)]
+        super()._run(some)
+        raise KeyboardInterrupt
+
+
+@given(
+    drawn=logs,
+    cuts=st.sets(st.integers(1, 79)),
+    checkpoints=st.sets(st.integers(0, 80)),
+    crashes=st.lists(st.tuples(st.integers(1, 10), st.tuples(st.integers(0, 12), st.booleans())), max_size=3),
+    wiped=st.none() | st.integers(0, 80),
+    growth=st.sampled_from([GROWTH, GrowthConfig()]),
+    repeatable=st.booleans(),
+)
+@hypothesis.settings(max_examples=300)
+def test_learning_may_go_on_while_redis_writes(
+    redis_url: str,
+    drawn: list[tuple[int, int, int, float]],
+    cuts: set[int],
+    checkpoints: set[int],
+    crashes: list[tuple[int, tuple[int, bool]]],
+    wiped: int | None,
+    growth: GrowthConfig,
+    repeatable: bool,
+) -> None:
+    """Checkpoints cover writes that are under way; workers die before such a write, after it, or in its middle."""
+    publisher, background = Torn(redis_url, "p"), Background()
+    connection = publisher._redis
+    connection.flushall()
+    log = log_of(drawn)
+    bounds = sorted({0, len(log), *(cut for cut in cuts if cut < len(log))})
+    parts = list(itertools.pairwise(bounds))
+    at, reached, left = 0, 0, dict(crashes)
+    with mock.patch("udfs.outbox._MANY", 1), mock.patch("udfs.publisher._PER_CALL", 2):
+        shard = Shard(publisher, growth, background=background, repeatable=repeatable)
+        while at < len(parts):
+            shard.put(log[slice(*parts[at])])
+            at += 1
+            if at in checkpoints or left.get(at, (0, False))[1]:
+                shard.checkpoint()
+                reached = at
+            if at == wiped:
+                connection.flushall()
+                wiped = None
+            if at in left:
+                publisher.left, _ = left.pop(at)
+                # What it learned last is on its way, if it was not waited for.
+                if shard.outbox._writing is not None:
+                    with pytest.raises(KeyboardInterrupt):
+                        background.last.result()
+                publisher.left = None
+                shard.crash()
+                at = reached
+        shard.put([], ended=True)
+        shard.agree(connection)
+    publisher.close()
+
+
+def test_a_checkpoint_may_cover_a_write_that_has_not_arrived(publisher: Publisher, redis_connection: Any) -> None:
+    log = [[T0 + at, "", f"u{at % 7}", f"i{at % 5}", "rating", 3.0, 0, at] for at in range(45)]
+    background = Background()
+    shard = Shard(publisher, GrowthConfig(), background=background)
+    shard.put(log[:9])
+    assert redis_connection.hget("p:model:0", "seq") == b"9"  # few rows are waited for
+    with mock.patch("udfs.outbox._MANY", 1):
+        shard.put(log[9:18])
+        assert redis_connection.hget("p:model:0", "seq") == b"9"
+        shard.put(log[18:27])
+        assert redis_connection.hget("p:model:0", "seq") == b"18"
+        shard.checkpoint()
+        # The write is lost with its worker; the next one writes all it knows before it learns anything.
+        shard.crash()
+        shard.agree(redis_connection)
+        # Here it arrives: nothing is written again.
+        shard.put(log[27:36])
+        shard.checkpoint()
+        background.last.result()
+        writes = redis_connection.hget("p:ledger", "writes")
+        shard.crash()
+        shard.agree(redis_connection)
+        assert redis_connection.hget("p:ledger", "writes") == writes
+        # And at the end of the input nothing is under way.
+        shard.put(log[36:], ended=True)
+        assert redis_connection.hget("p:model:0", "seq") == b"45"
+
+
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [("biased_mf", "SGD"), ("biased_mf", "SGD/river"), ("stack", ""), ("kalman_mf", ""), ("blend", "")],
+)
+def test_what_is_written_is_what_was_known_when_it_was_learned(kind: str, optimizer: str) -> None:
+    model = build(kind, {}) if kind == "blend" else made(kind, optimizer)
+    learner = Learner(LearnerConfig(), model)
+    rows = [[T0 + at, "", f"u{at % 7}", f"i{at % 5}", "rating", float(at % 3), 0, at] for at in range(60)]
+    [learned] = learner.process(batch_of(rows[:30]))
+    entities = LearnedEntities(learner, learner.encode(learned), Author(Keys("p"), 0, 1, EPOCH))
+    before = [*map(packed, parts(entities))]
+    [_] = learner.process(batch_of(rows[30:]))
+    assert [*map(packed, parts(entities))] == before and len(entities) == 12
 
 
 def interleaved(sources: list[list[Event]], rng: random.Random) -> list[Event]:

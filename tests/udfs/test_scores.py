@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from serving import Client, Scores
-from tests.shells import batch_of
+from tests.shells import BACKGROUND, batch_of
 from tests.udfs.counting import Counting
 from tests.udfs.test_evaluating import CONFIG, T0, Log, log_of
 from udfs.learner import Learner, LearnerConfig, build
@@ -46,7 +46,7 @@ class Shard:
         self.learner = Learner(LearnerConfig(ranking=CONFIG), self.model())
         self.learner.restore(*self.state, [])
         author = Author(self.publisher.keys, self.shard, 2, EPOCH)
-        self.outbox = Outbox(self.publisher, self.learner, author, self.pause)
+        self.outbox = Outbox(self.publisher, self.learner, author, BACKGROUND, self.pause)
 
     def checkpoint(self) -> None:
         encoded = self.learner.encode(self.learner.everything())
@@ -56,6 +56,7 @@ class Shard:
     def put(self, log: Log, *, ended: bool = False) -> None:
         for learned in self.learner.process(batch_of(log, ended=ended, watermark=None)):
             self.outbox.publish(learned, self.learner.encode(learned))
+            self.outbox.keep_up()
         self.learner.finished_batches()
 
 
