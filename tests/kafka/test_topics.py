@@ -173,6 +173,35 @@ def test_the_first_records_of_a_topic_tell_its_model(
     assert by_group is not None and by_group.source is not None and set(by_group.source.starts.values()) == {0}
 
 
+def test_a_new_users_first_event_changes_what_they_are_recommended(
+    tmp_path: Path, broker: Broker, kafka: KafkaClient, connection: Any
+) -> None:
+    """Milk comes with tea and cola with rum, for each user with one of them; tea and milk are the more popular."""
+    pairs = [pair for k in range(400) for pair in ((k, "tea"), (k, "milk"))] + [
+        pair for k in range(400, 700) for pair in ((k, "rum"), (k, "cola"))
+    ]
+    random.Random(0).shuffle(pairs)
+    kafka.create("visits")
+
+    def visit(user_id: str, item_id: str) -> Record:
+        return Record(orjson.dumps({"user_id": user_id, "item_id": item_id, "event_type": "view"}))
+
+    kafka.send("visits", [visit(f"u{user}", item) for user, item in pairs])
+    of_blend = {"model.name": "blend", "time": "processing", "tiles.enabled": False}
+    run = TopicRun(
+        tmp_path / "state", {"source": "kafka:visits", "kafka.bootstrap_servers": broker.servers, **of_blend}
+    )
+    run.until(connection, learned=len(pairs))
+    client = Client(connection)
+    before = client.recommend("newcomer", 2)
+    assert not before.known and {best.item_id for best in before.items} == {"tea", "milk"}
+    kafka.send("visits", [visit("newcomer", "rum")])
+    run.until(connection, learned=len(pairs) + 1)
+    after = client.recommend("newcomer", 1)
+    assert after.known and after.items[0].item_id == "cola"
+    run.end()
+
+
 def rating(k: int, **more: Any) -> bytes:
     """Dense in time, of few users and items."""
     event = {
