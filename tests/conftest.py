@@ -28,6 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.flink)
         if clusters & set(item.path.parents):
             item.add_marker(pytest.mark.cluster)
+        if ROOT / "tests" / "faults" in item.path.parents:
+            item.add_marker(pytest.mark.faults)
         if ROOT / "tests" / "kafka" in item.path.parents:
             item.add_marker(pytest.mark.timeout(1_800))  # jars are fetched, and processes killed
 
