@@ -1,7 +1,7 @@
 """How long look-ups take, while nothing is written and while a job writes as fast as it can.
 
     python -m benchmarks.lookups [--events 1000000] [--items 1250] [--calls 2000] [--set tiles.enabled=false]
-    python -m benchmarks.lookups --items 100000 --set model=blend --set tiles.enabled=false
+    python -m benchmarks.lookups --items 100000 --set model=blend --set tiles.enabled=false [--max-age 5]
 
 The state is that of a run over 20,000 users and 1,250 items, with windows and 16 factors. Look-ups are those of
 ``serving.Client``, one at a time, of ids that were learned, drawn evenly: a user, an item, the 10 best items for one,
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--items", type=int, default=1_250)
     parser.add_argument("--calls", type=int, default=2_000, help="of each kind")
+    parser.add_argument("--max-age", type=float, default=0.0, help="of the client while a job writes")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the job")
     arguments = parser.parse_args()
     settings = dict(map(assignment, arguments.set))
@@ -102,7 +103,7 @@ def main() -> None:
                 job.wait(lambda: job.learned > before + 200_000)
                 progress("asking while a job writes")
                 began, first = time.monotonic(), job.learned
-                writing = measure(Client(url, KEYS.prefix), arguments.calls)
+                writing = measure(Client(url, KEYS.prefix, max_age=arguments.max_age), arguments.calls)
                 rate = (job.learned - first) / (time.monotonic() - began)
     table(f"while a job learns {rate:,.0f} events/s", writing)
     store(
@@ -111,6 +112,7 @@ def main() -> None:
             "events": arguments.events,
             "items": arguments.items,
             "settings": arguments.set,
+            "max_age": arguments.max_age,
             "idle": idle,
             "writing": writing,
             "rate": rate,

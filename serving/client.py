@@ -7,6 +7,8 @@ answer; a Redis that can't be reached gives one :class:`Unreachable`.
 from __future__ import annotations
 
 import functools
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
@@ -181,6 +183,10 @@ class Client:
         As the job was given it.
     id_key
         Where the job hides the ids of users (``ids.key_file``), its key, see :func:`~serving.identity.key_from`.
+    max_age
+        Seconds that rankings may be behind in what is known of items. Each reads what changed since the one before,
+        which of many items, beside a job that learns fast, takes longer than all else; with this it is done as seldom.
+        What is known of the user is never old.
 
     Examples
     --------
@@ -191,11 +197,14 @@ class Client:
     ['7', '19', ...]
     """
 
-    def __init__(self, connection: Any, prefix: str = "freshet", id_key: bytes | None = None) -> None:
+    def __init__(
+        self, connection: Any, prefix: str = "freshet", id_key: bytes | None = None, max_age: float = 0.0
+    ) -> None:
         self.where = without_password(connection) if isinstance(connection, str) else "the given connection"
         self._redis = connect(connection) if isinstance(connection, str) else connection
         self.keys = Keys(prefix)
         self._id_key = id_key
+        self._max_age = max_age
         self._matrices: dict[int, _ItemMatrix] = {}
 
     # --------------------------------------------------------------------------------------- entities
@@ -348,8 +357,8 @@ class Client:
             for row, text in zip(last, pipe.execute(), strict=True)
             if text is not None  # else the item expired
         }
-        time = max(header.updated_at, met.time + 1)
-        return blend.scores(of.placed(rows), matrix.stats, matrix.vectors, met, links, time)
+        as_of = max(header.updated_at, met.time + 1)
+        return blend.scores(of.placed(rows), matrix.stats, matrix.vectors, met, links, as_of)
 
     @_reaching
     def similar(self, item_id: str, k: int = 10) -> Sequence[Recommendation] | None:
@@ -408,7 +417,7 @@ class Client:
 
     def _matrix(self, shard: int) -> _ItemMatrix:
         matrix = self._matrices.setdefault(shard, _ItemMatrix(shard))
-        matrix.refresh(self._redis, self.keys)
+        matrix.refresh(self._redis, self.keys, self._max_age)
         return matrix
 
 
@@ -431,6 +440,7 @@ class _ItemMatrix:
         self._seq = -1.0
         self._dropped = 0
         self._epoch = b""
+        self._read_at = -math.inf
 
     @property
     def vectors(self) -> Vector:
@@ -456,7 +466,7 @@ class _ItemMatrix:
         """Of a blend: dtype :data:`serving.blend.STATS`."""
         return self._stats[: len(self.ids)]
 
-    def refresh(self, connection: Any, keys: Keys) -> None:
+    def refresh(self, connection: Any, keys: Keys, max_age: float) -> None:
         version, shards, items_dropped = connection.hmget(
             keys.model(self._shard), Field.VERSION, "shards", "items_dropped"
         )
@@ -469,6 +479,10 @@ class _ItemMatrix:
             # order: what was known before is gone.
             self._clear()
             self._epoch = epoch
+        now = time.monotonic()
+        if self.ids and now - self._read_at < max_age:
+            return
+        self._read_at = now
         fields = [
             sharded(f, self._shard, int(shards)) for f in (Field.VECTOR, Field.BIAS, Field.POPULARITY, Field.STATS)
         ]

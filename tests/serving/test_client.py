@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -309,6 +310,40 @@ def test_a_client_sees_what_changes(redis_url: str, client: Client) -> None:
     predicted = world.predictions("u1")
     best = client.recommend("u1", 2_000, exclude_seen=False)
     assert {r.item_id: r.score for r in best.items} == pytest.approx(predicted, abs=1e-5)
+
+
+def test_a_client_may_be_behind_by_so_much(
+    redis_url: str, redis_connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("serving.client.time", SimpleNamespace(monotonic=lambda: now[0]))
+    client, world = Client(redis_connection, "w", max_age=10.0), World(redis_url)
+    author = Author(world.publisher.keys, 0, 1, EPOCH)
+    world.publisher.take_over(author)
+
+    def learn(item_id: str) -> None:
+        [learner] = world.learners
+        [learned] = learner.process(batch_of([[T0, "", "ann", item_id, "rating", 3.0, 0, 1]]))
+        entities = LearnedEntities(learner, learner.encode(learned), author)
+        header = header_entity(learner, author)
+        world.publisher.learned(author, entities, entities.items(), reached=b"{}", header=header)
+
+    def found() -> set[str]:
+        return {best.item_id for best in client.recommend("ann", 100, exclude_seen=False).items}
+
+    learn("tea")
+    assert found() == {"tea"}
+    learn("rum")
+    now[0] += 9.5
+    assert found() == {"tea"}
+    user = client.user("ann")
+    assert user is not None and user.seen == ["tea", "rum"]
+    now[0] += 0.5
+    assert found() == {"tea", "rum"}
+    # What another job has learned is read at once: its numbers of items are others.
+    redis_connection.flushall()
+    World(redis_url, epoch=EPOCH + 1).learn([("ann", "gin", 3.0)])
+    assert found() == {"gin"}
 
 
 @pytest.mark.parametrize("shards", [1, 2])
