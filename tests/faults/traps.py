@@ -15,6 +15,8 @@ from typing import Any
 
 import orjson
 
+from udfs import outbox
+
 LIMIT = "limit"
 _CHUNK = 500  # events: by so many may the limit be passed
 
@@ -65,6 +67,8 @@ def fragile_model(make: Callable[[], Any], folder: str) -> FragileModel:
 
 
 def fragile_publisher(make: Callable[[], Any], folder: str) -> FragilePublisher:
+    """In a worker, where small writes are not waited for, either, from now on."""
+    outbox._MANY = 1
     return FragilePublisher(make(), folder)
 
 
