@@ -16,6 +16,7 @@ from flink_jobs import rankings
 from flink_jobs.rankings import number
 from serving.schema import Field, Keys
 from udfs.metrics import pooled, since, values
+from udfs.outbox import covers
 
 _PLAIN_SECONDS: Final = 5.0
 
@@ -90,6 +91,15 @@ class Monitor:
         shards = [orjson.loads(blob) for blob in blobs if blob]
         now = standing(ledger, shards, self._run_id, self._shards, self._before, self._metrics, items)
         return replace(now, fenced=int(fence or 0) > self._submission)
+
+    def lacks(self) -> bool:
+        """Whether Redis does not have all that learners have begun to write."""
+        pipe = self._redis.pipeline(transaction=False)
+        for shard in range(self._shards):
+            pipe.hget(self._keys.ledger, f"{Field.REACHED}:{shard}")
+            pipe.hget(self._keys.model(shard), "reached")
+        places = [orjson.loads(place or b"{}") for place in pipe.execute()]
+        return not all(map(covers, places[1::2], places[::2]))
 
     def final(self) -> Standing:
         """The standing with items counted one by one, since each shard has its own row of an item."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from flink_jobs.topology import Job
 
 _HUNG_SECONDS: Final = 30.0  # beyond the time that a write may wait for Redis
+_LAST_SECONDS: Final = 10.0
+_POLL_SECONDS: Final = 0.1
 _DIVERGED_SHARE: Final = 0.01
 _LATE_SHARE: Final = 0.05
 
@@ -90,6 +92,7 @@ def run(
         manifest = replace(manifest, savepoint=savepoint, ended=complete, part=manifest.part + complete)
         folder.store(manifest)
         folder.drop_snapshots_but(savepoint)
+        _await_writes(monitor, console)
         standing = monitor.final()
         summary = _summary(resolved, standing, stopped=not complete, total=time.monotonic() - began)
         if settings.summary is not None:
@@ -97,6 +100,16 @@ def run(
             settings.summary.write_bytes(orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
         _report(resolved, console, summary, standing, Client(connection, settings.prefix))
         return summary
+
+
+def _await_writes(monitor: Monitor, console: Console) -> None:
+    """Waits for what learners were writing when the job stopped: their workers end when that is done."""
+    deadline = time.monotonic() + _LAST_SECONDS
+    while monitor.lacks():
+        if time.monotonic() > deadline:
+            console.print("warning: what was learned last is not in Redis; the next run writes it before it learns")
+            return
+        time.sleep(_POLL_SECONDS)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,6 +18,25 @@ from udfs.packing import pack_lines
 from udfs.publisher import Author, Entity, Publisher, Word
 
 BACKGROUND = ThreadPoolExecutor(1)
+
+
+class Late(Future[Any]):
+    """What is done when it is asked for, and not before."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__()
+        self._call = call
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self._call()
+
+
+class Background(Executor):
+    """Does the last thing it was given when someone asks for it, or as far as it is told to."""
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.last = Late(partial(call, *args, **kwargs))
+        return self.last
 
 
 def batch_of(

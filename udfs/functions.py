@@ -31,7 +31,7 @@ from udfs.mapstate import items, put
 from udfs.models import RowModel
 from udfs.names import State
 from udfs.outbox import Outbox
-from udfs.publisher import Author, Publisher, PublishError
+from udfs.publisher import Author, Publisher
 from udfs.reading import Feed
 from udfs.records import Gathered
 from udfs.requests import Inbox, Journal
@@ -316,11 +316,8 @@ class LearnFunction(KeyedProcessFunction):
         self._teller = Teller()
 
     def close(self) -> None:
-        try:
-            for outbox in self._outboxes.values():
-                outbox.settle()
-        except PublishError as error:
-            _LOG.warning("what was learned last is not in Redis, and will be written by the next start: %s", error)
+        for outbox in self._outboxes.values():
+            outbox.close()
         self._background.shutdown()
         self._publisher.close()
 
@@ -340,6 +337,7 @@ class LearnFunction(KeyedProcessFunction):
         number = learner.batch_number
         for learned in learner.process(batch):
             encoded = learner.encode(learned)
+            self._settle()
             # Redis takes its time, in which the rows go into the state, and perhaps the next are learned.
             self._outboxes[key].publish(learned, encoded)
             names = [state_name(family, row_id) for family, rows in encoded.items() for row_id in rows.row_ids]
@@ -372,7 +370,13 @@ class LearnFunction(KeyedProcessFunction):
         self._board.show({**sizes, **self._publisher.readings, (ELEMENTS, ()): self._elements})
         self._boards[key].show(of_learner(learner, self._shard_of[key], now))
 
+    def _settle(self) -> None:
+        """Of all shards here one writes at a time."""
+        for outbox in self._outboxes.values():
+            outbox.settle()
+
     def _restored(self, key: str) -> Learner:
+        self._settle()
         learner = self._learners[key] = Learner(self._config, self._make_model())
         header = self._state.header.value()
         stored = items(self._state.rows, self._background)

@@ -11,6 +11,7 @@ come back that was dropped, and Redis ends as the learner is, also where the rep
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from udfs.rows import EncodedRows
 _AT_ONCE: Final = 20_000
 _MANY: Final = 5_000  # entities whose write is not waited for: some 50 ms
 _HISTORY_SECONDS: Final = 10.0
+_LOG: Final = logging.getLogger("freshet")
 
 
 def covers(reached: Mapping[str, int], other: Mapping[str, int]) -> bool:
@@ -101,13 +103,21 @@ class Outbox:
             learned, self._held, self._replay_until = self._held, learner.nothing(), None
             encoded = learner.encode(learned)
         write = self._prepared(learned, encoded, header=True)
-        self._may_last = sum(map(len, learned.touched.values())) >= _MANY and not learner.ended
+        # Who writes all rows again does not know of those that are gone.
+        is_large = sum(map(len, learned.touched.values())) >= _MANY
+        self._may_last = is_large and not learned.dropped and not learner.ended
         self._writing = self._background.submit(write)
 
     def keep_up(self) -> None:
         """Returns when Redis has acknowledged what is written, unless that is much."""
         if not self._may_last:
             self.settle()
+
+    def close(self) -> None:
+        """Waits for what is under way."""
+        writing, self._writing = self._writing, None
+        if writing is not None and (error := writing.exception()) is not None:
+            _LOG.warning("what was learned last is not in Redis: %s", error)
 
     def settle(self) -> None:
         """Returns when Redis has acknowledged all that was written."""

@@ -1,7 +1,7 @@
 """Publishes to Redis: whole values, compared and set, acknowledged before the caller goes on.
 
-A publisher returns when Redis has acknowledged what it was given, so a checkpoint never covers a write that
-did not arrive. Redis away: it tries again with backoff, then raises, and Flink replays. Nothing is dropped.
+A publisher returns when Redis has acknowledged what it was given. Redis away: it tries again with backoff, then raises,
+and Flink replays. Nothing is dropped.
 """
 
 from __future__ import annotations
@@ -208,8 +208,8 @@ class Publisher:
         """The next write of an attempt: learned fields, and the ``items`` by their ``seq`` in the set of the shard.
 
         What ``drops`` takes away goes before; ``reached``, as JSON, before all else: whoever takes over knows what may
-        have been written. The shard's ``header`` goes last, and then ``notes``. Retried as a whole: every write is
-        idempotent.
+        have been written. The shard's ``header`` goes last, when all else has been acknowledged, so it says that all
+        else is there; then ``notes``. Retried as a whole: every write is idempotent.
 
         Raises
         ------
@@ -218,21 +218,26 @@ class Publisher:
         """
         ledger, write = author.keys.ledger, author.writes + 1
 
+        def begin() -> Iterator[Call]:
+            yield author.call(("shard_note", [], ("HSET", ledger, author.field(Field.REACHED), reached)))
+
         def calls() -> Iterator[Call]:
-            yield "shard_note", [], ("HSET", ledger, author.field(Field.REACHED), reached)
-            yield from drops
+            yield from map(author.call, drops)
             for members in parts(list(items.items())):
                 words = (word for item, seq in members for word in (seq, item))
-                yield "shard_note", [], ("ZADD", author.keys.items(author.shard), "GT", *words)
+                yield author.call(("shard_note", [], ("ZADD", author.keys.items(author.shard), "GT", *words)))
             for part in parts(entities):
-                yield "publish_learned", [key for key, _ in part], [self._ttl, packed(part)]
+                yield author.call(("publish_learned", [key for key, _ in part], [self._ttl, packed(part)]))
+
+        def end() -> Iterator[Call]:
             if header is not None:
-                yield "publish_learned", [header[0]], [0, packed([header])]
-            yield from notes
-            yield "shard_note", [], ("HSET", ledger, author.field(Field.AUTHOR), f"{author.attempt} {write}")
+                yield author.call(("publish_learned", [header[0]], [0, packed([header])]))
+            yield from map(author.call, notes)
+            done = f"{author.attempt} {write}"
+            yield author.call(("shard_note", [], ("HSET", ledger, author.field(Field.AUTHOR), done)))
 
         written = len(entities) + (header is not None)
-        self._write(lambda: map(author.call, calls()), written)
+        self._write([begin, calls, end], written)
         author.writes = write
 
     def tiles(self, entities: Sequence[Entity], keep: Mapping[str, int], part: int = 0) -> None:
@@ -245,7 +250,7 @@ class Publisher:
             for some in parts(entities):
                 yield "publish_tiles", [key for key, _ in some], [self._ttl, part, packed(some), *spans]
 
-        self._write(calls, len(entities))
+        self._write([calls], len(entities))
 
     def catalogue(self, entries: Mapping[str, bytes | None]) -> None:
         """Writes the catalogue's entries of items; None takes one away."""
@@ -275,8 +280,9 @@ class Publisher:
         if calls:
             self._patiently(lambda: self._run([(name, *arguments) for arguments in calls]))
 
-    def _write(self, calls: Callable[[], Iterable[Call]], count: int) -> None:
-        """Runs scripts that write ``count`` entities, until Redis has acknowledged them."""
+    def _write(self, steps: Sequence[Callable[[], Iterable[Call]]], count: int) -> None:
+        """Runs scripts that write ``count`` entities, until Redis has acknowledged them: each step when it has taken
+        all of the one before."""
 
         def once() -> None:
             # What was sent, and when, for reports: what a retry sends again counts again.
@@ -284,7 +290,9 @@ class Publisher:
                 ("note", [], ("HINCRBY", self.keys.ledger, "writes", count)),
                 ("note", [], ("HSET", self.keys.ledger, "published_at", time.time_ns() // 1_000_000)),
             ]
-            self._run(itertools.chain(calls(), notes))
+            for step in steps[:-1]:
+                self._run(step())
+            self._run(itertools.chain(steps[-1](), notes))
 
         began = time.monotonic()
         self._patiently(once)
@@ -383,7 +391,7 @@ class Publisher:
                 if str(error).startswith("FENCED"):
                     raise Fenced(
                         f"another job, submitted later, writes under prefix {self.keys.prefix!r} at {self._url}: "
-                        "this one ends for good; what it has learned since its last checkpoint is not in Redis"
+                        "this one ends for good; what it has learned of late is not in Redis"
                     ) from error
                 if str(error).startswith("SUPERSEDED"):
                     raise PublishError(

@@ -82,7 +82,8 @@ EVENT_LAG: Final = Metric(
     "event_lag_ms",
     "gauge",
     "milliseconds",
-    "How old the newest event of a batch was when Redis had what was learned from it. In a replay, as old as the log.",
+    "How old the newest event of a batch was when Redis had what was learned from it, or, of a large batch, when it "
+    "was learned. In a replay, as old as the log.",
     ("shard",),
 )
 ROWS: Final = Metric("rows", "gauge", "rows", "Rows of the model.", ("shard", "family"))
@@ -249,7 +250,7 @@ def of_intake(intake: Intake) -> Readings:
 
 def of_learner(learner: Learner, shard: int, now: int | None = None) -> Readings:
     """What the learner of a shard has counted over its state's life, and how it stands; ``now`` is the wall clock in
-    ms, where it has just learned something that is in Redis by now."""
+    ms, where it has just learned something."""
     of = str(shard)
     readings: dict[Series, int] = {
         (LEARNED, ()): learner.learned,

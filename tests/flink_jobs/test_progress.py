@@ -185,7 +185,12 @@ def test_the_monitor_reads_what_the_job_published(redis_url: str, redis_connecti
     job.put([*good, b"junk"])
     job.put([], ended=True)
     publisher.ledger(job.intake.ledger_fields())
+    assert not monitor.lacks()
     publish(publisher, job.learners[0])
+    assert not monitor.lacks()
+    begun = redis_connection.hget(keys.ledger, "reached:0")
+    redis_connection.hset(keys.ledger, "reached:0", b'{"":3}')  # another write has begun
+    assert begun == b'{"":2}' and monitor.lacks()
     now = monitor.standing()
     assert now.events == {"read": 3, "learned": 2, "rejected": 1, "late": 0, "duplicate": 0, "pending": 0}
     assert (now.users, now.items, now.writes, now.rejected) == (1, 2, 4, {"not_json": 1})

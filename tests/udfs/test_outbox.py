@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
-from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future
+from collections.abc import Iterable
+from concurrent.futures import Executor
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serving.schema import Keys
-from tests.shells import BACKGROUND, batch_of
+from tests.shells import BACKGROUND, Background, batch_of
 from tests.udfs.cases import made, rows_of
 from tests.udfs.test_growth import log_of, logs
 from tests.udfs.test_learner import T0, Event
@@ -294,35 +294,21 @@ def test_a_redis_put_back_to_the_middle_of_a_write_is_written_again(
     shard.agree(redis_connection)
 
 
-class Late(Future[Any]):
-    """What is done when it is asked for, and not before."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        super().__init__()
-        self._call = call
-
-    def result(self, timeout: float | None = None) -> Any:
-        return self._call()
-
-
-class Background(Executor):
-    """Does the last thing it was given when someone asks for it, or as far as it is told to."""
-
-    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        self.last = Late(partial(call, *args, **kwargs))
-        return self.last
-
-
 class Torn(Publisher):
-    """A publisher whose worker dies after so many script calls, if it is told to."""
+    """A publisher whose worker dies in a write, if it is told to: after so many script calls, or when Redis has refused
+    the next one and taken those that were sent with it."""
 
     left: int | None = None
+    refused = False
 
     def _run(self, calls: Iterable[Call]) -> list[Any]:
         if self.left is None:
             return super()._run(calls)
-        some = [*itertools.islice(calls, self.left)]
-        super()._run(some)
+        sent = [*calls]
+        at, self.left = self.left, self.left - len(sent)
+        if self.left >= 0:
+            return super()._run(sent)
+        super()._run(sent[:at] + (sent[at + 1 :] if self.refused else []))
         raise KeyboardInterrupt
 
 
@@ -330,7 +316,9 @@ class Torn(Publisher):
     drawn=logs,
     cuts=st.sets(st.integers(1, 79)),
     checkpoints=st.sets(st.integers(0, 80)),
-    crashes=st.lists(st.tuples(st.integers(1, 10), st.tuples(st.integers(0, 12), st.booleans())), max_size=3),
+    crashes=st.lists(
+        st.tuples(st.integers(1, 10), st.tuples(st.integers(0, 12), st.booleans(), st.booleans())), max_size=3
+    ),
     wiped=st.none() | st.integers(0, 80),
     growth=st.sampled_from([GROWTH, GrowthConfig()]),
     repeatable=st.booleans(),
@@ -341,12 +329,12 @@ def test_learning_may_go_on_while_redis_writes(
     drawn: list[tuple[int, int, int, float]],
     cuts: set[int],
     checkpoints: set[int],
-    crashes: list[tuple[int, tuple[int, bool]]],
+    crashes: list[tuple[int, tuple[int, bool, bool]]],
     wiped: int | None,
     growth: GrowthConfig,
     repeatable: bool,
 ) -> None:
-    """Checkpoints cover writes that are under way; workers die before such a write, after it, or in its middle."""
+    """Checkpoints cover writes that are under way; workers die before such a write, after it, or somewhere in it."""
     publisher, background = Torn(redis_url, "p"), Background()
     connection = publisher._redis
     connection.flushall()
@@ -359,17 +347,17 @@ def test_learning_may_go_on_while_redis_writes(
         while at < len(parts):
             shard.put(log[slice(*parts[at])])
             at += 1
-            if at in checkpoints or left.get(at, (0, False))[1]:
+            if at in checkpoints or left.get(at, (0, False, False))[1]:
                 shard.checkpoint()
                 reached = at
             if at == wiped:
                 connection.flushall()
                 wiped = None
             if at in left:
-                publisher.left, _ = left.pop(at)
+                publisher.left, _, publisher.refused = left.pop(at)
                 # What it learned last is on its way, if it was not waited for.
                 if shard.outbox._writing is not None:
-                    with pytest.raises(KeyboardInterrupt):
+                    with contextlib.suppress(KeyboardInterrupt):
                         background.last.result()
                 publisher.left = None
                 shard.crash()
@@ -405,6 +393,37 @@ def test_a_checkpoint_may_cover_a_write_that_has_not_arrived(publisher: Publishe
         # And at the end of the input nothing is under way.
         shard.put(log[36:], ended=True)
         assert redis_connection.hget("p:model:0", "seq") == b"45"
+
+
+def test_what_was_dropped_in_a_write_that_is_lost_with_its_worker_leaves_redis(
+    publisher: Publisher, redis_connection: Any
+) -> None:
+    shard = Shard(publisher, GrowthConfig(max_users=1, max_items=1), background=Background())
+    with mock.patch("udfs.outbox._MANY", 1):
+        shard.put([[T0, "", "ann", "tea", "rating", 3.0, 0, 1]])
+        shard.put([[T0, "", "bob", "rum", "rating", 3.0, 0, 1]])
+        shard.checkpoint()
+        shard.crash()
+        shard.agree(redis_connection)
+
+
+@pytest.mark.parametrize("refused", [1, 2, 3, 4, 5, 6])
+def test_a_header_says_that_all_else_is_there(redis_url: str, redis_connection: Any, refused: int) -> None:
+    """Redis refuses one call of a write and takes the others, and the worker dies before it tries again."""
+    publisher, background = Torn(redis_url, "p"), Background()
+    log = [[T0 + at, "", f"u{at % 7}", f"i{at % 5}", "rating", 3.0, 0, at] for at in range(18)]
+    with mock.patch("udfs.outbox._MANY", 1), mock.patch("udfs.publisher._PER_CALL", 3):
+        shard = Shard(publisher, GrowthConfig(), background=background)
+        shard.put(log[:9])
+        shard.put(log[9:])
+        shard.checkpoint()
+        publisher.left, publisher.refused = refused, True
+        with pytest.raises(KeyboardInterrupt):
+            background.last.result()
+        publisher.left = None
+        shard.crash()
+        shard.agree(redis_connection)
+    publisher.close()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from pyflink.fn_execution.metrics.process.metric_impl import GenericMetricGroup
 from flink_jobs.preparing import purge
 from serving.connection import connect
 from serving.schema import Field, Keys
-from tests.shells import batch_of, entity_fields
+from tests.shells import Background, batch_of, entity_fields
 from udfs import publisher as publishing
 from udfs.entities import LearnedEntities, header_entity
 from udfs.functions import LearnFunction
@@ -78,8 +78,11 @@ class Wire(Publisher):
         self.sent.append(list(calls))
         if self.fuse is None:
             return super()._run(self.sent[-1])
-        super()._run(self.sent[-1][: self.fuse])
-        raise Crash
+        answers = super()._run(self.sent[-1][: self.fuse])
+        self.fuse -= len(self.sent[-1])
+        if self.fuse < 0:
+            raise Crash
+        return answers
 
     def again(self, number: int) -> None:
         super()._run(self.sent[number % len(self.sent)])
@@ -125,6 +128,7 @@ class Attempt:
         self.wire = Wire(url, submission)
         self.function = LearnFunction(CONFIG, make_model, ["k"], epoch, lambda: self.wire)
         self.function.open(self.states)  # type: ignore[arg-type]
+        self.function._background = Background()  # type: ignore[assignment]
 
     def step(self, count: int) -> None:
         events = LOG[self.at : self.at + count]
@@ -307,7 +311,11 @@ def without_flink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("udfs.functions.put", lambda rows, names, blobs: [*map(rows.put, names, blobs)])
 
 
-def test_the_survivor_and_redis_agree(redis_url: str, redis_connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("awaited", [5_000, 1])
+def test_the_survivor_and_redis_agree(
+    awaited: int, redis_url: str, redis_connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("udfs.outbox._MANY", awaited)  # and 1: learning goes on while any write is under way
     monkeypatch.setattr(publishing, "_PER_CALL", 3)  # so that a write has many calls
     Machine.url = redis_url
     run_state_machine_as_test(Machine, settings=settings(max_examples=30, stateful_step_count=30, deadline=None))
