@@ -46,6 +46,16 @@ PARTS: Final = ("retail-shuffled", "retail", "journey", "ratings", "neighbours",
 PROTOCOLS: Final = {ALL: "repeats allowed", NEW: "only new to the user", LEFT_OUT: "others left out"}
 K: Final = 10
 BATCHES: Final = (10, 100, 1_000)
+# What shards might share of their blends, part by part.
+COUNTS: Final = ("popular", "counts", "repeated")
+OF_ITEMS: Final = (*COUNTS, "follows", "near", "vectors", "changed")
+SHARED: Final = {
+    "nothing": (),
+    "counts of items": COUNTS,
+    "all of items": OF_ITEMS,
+    "that and weights": (*OF_ITEMS, "weights", "squares", "scales"),
+}
+_TURN: Final = 100  # events
 
 
 @dataclass
@@ -183,24 +193,46 @@ def neighbours(streams: dict[str, Stream], every: int) -> dict[str, Any]:
 
 
 def shards(streams: dict[str, Stream], every: int) -> dict[str, Any]:
-    """What is lost where users are spread over models of their own, as with ``--shards``."""
-    rows: list[tuple[str, ...]] = [("shards", *streams)]
+    """What is lost where users are spread over models of their own, as with ``--shards``; and what would be if these
+    shared more, at once."""
+    rows: list[tuple[str, ...]] = [("shards", "shared", *streams)]
     result: dict[str, Any] = {}
     for count in (1, 2, 4, 8):
-        figures = []
-        for stream in streams.values():
-            of_users = np.array([shard_of(user_id, count) for user_id in stream.user_ids])
-            hit, n = 0.0, 0
-            for shard in range(count):
-                part = stream.part(np.flatnonzero(of_users == shard))
-                _, scores, _ = blend_pass(part, RankingConfig(k=K, every=every), [BLEND], [ALL])
-                figure = scores[ALL].values()["all"]["blend"]
-                hit, n = hit + figure["hit"] * figure["n"], n + figure["n"]
-            figures.append(hit / n)
-        rows.append((f"{count}", *(f"{of:.4f}" for of in figures)))
-        result[f"{count}"] = dict(zip(streams, figures, strict=True))
+        for title, names in SHARED.items() if count > 1 else [("", ())]:
+            figures = [shared(stream, count, names, every) for stream in streams.values()]
+            rows.append((f"{count}", title, *(f"{of:.4f}" for of in figures)))
+            result[f"{count} {title}".strip()] = dict(zip(streams, figures, strict=True))
+            progress(f"{count} shards {title}")
     show("What more shards cost: hit@10 of the blend, groups held out, second half of each shard", rows)
     return result
+
+
+def shared(stream: Stream, count: int, names: Sequence[str], every: int) -> float:
+    """The hits of blends that learn the users of a shard each, and share those of their parts that are named."""
+    of_users = np.array([shard_of(user_id, count) for user_id in stream.user_ids])
+    blends = [Blend() for _ in range(count)]
+    for blend in blends:  # an item has one number in all, and no table grows
+        users, items = np.array(blend.users.add(stream.user_ids)), np.array(blend.items.add(stream.item_ids))
+        blend.fit()
+        blend.parts = blend.parts._replace(**{name: getattr(blends[0].parts, name) for name in names})
+    config, met, second, hit, n = RankingConfig(k=K, every=every), [0] * count, [0] * count, 0.0, 0
+    for shard in range(count):
+        second[shard] = stream.part(np.flatnonzero(of_users == shard)).half()
+    # A little at a time, in turns; what happened at one time stays together.
+    cuts = np.unique(np.searchsorted(stream.times, stream.times[::_TURN]))
+    for first, end in itertools.pairwise([*cuts.tolist(), len(stream)]):
+        for shard in range(count):
+            mine = first + np.flatnonzero(of_users[first:end] == shard)
+            if not len(mine):
+                continue
+            wanted = config.evaluated(met[shard], len(mine)) & (met[shard] + np.arange(len(mine)) >= second[shard])
+            met[shard] += len(mine)
+            part = blends[shard].rank_then_learn(
+                users[mine], items[mine], stream.times[mine], wanted, config, [BLEND], [ALL]
+            )
+            hit += float(scored(part.better[:, 0, 0], part.ties[:, 0, 0], K)[:, 0].sum())
+            n += len(part.better)
+    return hit / n
 
 
 def references(streams: dict[str, Stream], every: int) -> dict[str, Any]:

@@ -183,10 +183,11 @@ def test_a_new_users_first_event_changes_what_they_are_recommended(
     random.Random(0).shuffle(pairs)
     kafka.create("visits")
 
-    def visit(user_id: str, item_id: str) -> Record:
-        return Record(orjson.dumps({"user_id": user_id, "item_id": item_id, "event_type": "view"}))
+    def visit(k: int, user_id: str, item_id: str) -> Record:
+        event = {"user_id": user_id, "item_id": item_id, "event_type": "view", "timestamp": 1_700_000_000_000 + k * 700}
+        return Record(orjson.dumps(event))
 
-    kafka.send("visits", [visit(f"u{user}", item) for user, item in pairs])
+    kafka.send("visits", [visit(k, f"u{user}", item) for k, (user, item) in enumerate(pairs)])
     of_blend = {"model.name": "blend", "time": "processing", "tiles.enabled": False}
     run = TopicRun(
         tmp_path / "state", {"source": "kafka:visits", "kafka.bootstrap_servers": broker.servers, **of_blend}
@@ -195,7 +196,7 @@ def test_a_new_users_first_event_changes_what_they_are_recommended(
     client = Client(connection)
     before = client.recommend("newcomer", 2)
     assert not before.known and {best.item_id for best in before.items} == {"tea", "milk"}
-    kafka.send("visits", [visit("newcomer", "rum")])
+    kafka.send("visits", [visit(len(pairs), "newcomer", "rum")])
     run.until(connection, learned=len(pairs) + 1)
     after = client.recommend("newcomer", 1)
     assert after.known and after.items[0].item_id == "cola"
