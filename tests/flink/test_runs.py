@@ -110,7 +110,7 @@ def test_stopped_half_way_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
 
 
 def test_bounds_hold_over_a_stop(tmp_path: Path) -> None:
-    lines = rated_events(30_000)
+    lines = rated_events(12_000)
     source = write_lines(tmp_path / "events.jsonl", lines)
     bounds = {"growth.max_users": 60, "growth.max_items": 30, "growth.min_events": 3, "growth.tail_rows": 8}
     settings = {**MODEL, **bounds, "growth.expire_after": "1h", "source": f"file:{source}", "batch_bytes": 20_000}
