@@ -326,6 +326,7 @@ class LearnFunction(KeyedProcessFunction):
         learner = self._learners.get(key) or self._restored(key)
         before = learner.learned
         if value == _BEAT:
+            self._settle()
             self._outboxes[key].assure()
         else:
             yield from self._learned(key, learner, Batch.decode(value))

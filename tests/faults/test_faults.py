@@ -228,7 +228,7 @@ MIXED = (
                     "half_request",
                     "put_back_redis",
                     "kill_worker",
-                    "throw_published",  # something to replay, also where a checkpoint came just before
+                    "throw_published",  # mostly something to replay, also where a checkpoint came just before
                     "drop_reply",
                     "restart_redis_empty",
                     "cut",

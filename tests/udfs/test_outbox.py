@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import random
 from collections.abc import Iterable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -27,7 +27,7 @@ from udfs.entities import LearnedEntities
 from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig
 from udfs.outbox import Outbox
-from udfs.publisher import Author, Call, Publisher, packed, parts
+from udfs.publisher import Author, Call, Publisher, PublishError, packed, parts
 from udfs.tail import from_state_name, tail_number
 
 EPOCH = 1_600_000_000_000
@@ -405,6 +405,18 @@ def test_what_was_dropped_in_a_write_that_is_lost_with_its_worker_leaves_redis(
         shard.checkpoint()
         shard.crash()
         shard.agree(redis_connection)
+
+
+def test_a_worker_that_ends_says_what_it_could_not_write(
+    publisher: Publisher, redis_connection: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ThreadPoolExecutor(1) as background, mock.patch("udfs.outbox._MANY", 1):
+        shard = Shard(publisher, GrowthConfig(), background=background)
+        shard.outbox.close()  # nothing is under way
+        with mock.patch.object(publisher, "learned", side_effect=PublishError("Redis took no write for 30 s")):
+            shard.put([[T0, "", "ann", "tea", "rating", 3.0, 0, 1]])
+            shard.outbox.close()
+    assert caplog.messages == ["what was learned last is not in Redis: Redis took no write for 30 s"]
 
 
 @pytest.mark.parametrize("refused", [1, 2, 3, 4, 5, 6])
