@@ -76,11 +76,11 @@ def main() -> None:
         folder = Path(name).resolve()
         prepare_process(folder / "log")
         options = local_configuration(resolve([]).settings, folder / "checkpoints", None, Path(sys.executable))
-        env, _ = environments(options)
-        given = env.from_collection(list(range(arguments.chunks)), Types.INT())
-        chunks = given.process(Give(str(arguments.chunk.resolve())), keyed_type(_BYTES))
-        handed = keyed(chunks, _BYTES).process(HandOn(), keyed_type(_BYTES))
-        keyed(handed, _BYTES).process(Drop(str(arguments.report.resolve()), arguments.discard), Types.INT())
+        with environments(options) as (env, _):
+            given = env.from_collection(list(range(arguments.chunks)), Types.INT())
+            chunks = given.process(Give(str(arguments.chunk.resolve())), keyed_type(_BYTES))
+            handed = keyed(chunks, _BYTES).process(HandOn(), keyed_type(_BYTES))
+            keyed(handed, _BYTES).process(Drop(str(arguments.report.resolve()), arguments.discard), Types.INT())
         env.execute("pass through")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import re
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -250,17 +251,29 @@ def load_reporter() -> None:
     add_jars_to_context_class_loader([jar.as_uri() for jar in sorted(folder.glob("*.jar"))])
 
 
-def environments(values: dict[str, str]) -> tuple[Any, Any]:
-    """A stream environment and its table environment."""
+@contextlib.contextmanager
+def environments(values: dict[str, str]) -> Iterator[tuple[Any, Any]]:
+    """A stream environment and its table environment, to plan a job with while the context lasts.
+
+    Flink's planner keeps some of what it needs with the thread (FLINK-23020), and each of Py4J's connections has a
+    thread in Java. When Python's collector finds objects of Java in any thread while this one waits for an answer, it
+    says so by another connection, which this one might go on with. So the collector rests meanwhile.
+    """
     from pyflink.common import Configuration
     from pyflink.datastream import StreamExecutionEnvironment
     from pyflink.table import StreamTableEnvironment
 
-    config = Configuration()
-    for name, value in values.items():
-        config.set_string(name, value)
-    env = StreamExecutionEnvironment.get_execution_environment(config)
-    return env, StreamTableEnvironment.create(env)
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        config = Configuration()
+        for name, value in values.items():
+            config.set_string(name, value)
+        env = StreamExecutionEnvironment.get_execution_environment(config)
+        yield env, StreamTableEnvironment.create(env)
+    finally:
+        if collected:
+            gc.enable()
 
 
 def execute_here(env: Any) -> Any:

@@ -42,13 +42,13 @@ def build_and_submit(resolved: Any) -> None:
         kafka = kafka.reading(resolved.topic, submission.starts)
     storage = settings.cluster.storage or folder.path.as_uri()
     values = job_configuration(settings, f"{storage}/checkpoints", settings.parallelism)
-    env, table_env = environments(values)
-    # How many subtasks there are is Flink's to say, by `flink run -p` or its own configuration.
-    parallelism = int(env.get_parallelism())
-    table_env.get_config().set("table.exec.resource.default-parallelism", str(parallelism))
-    resolved = replace(resolved, settings=settings.model_copy(update={"parallelism": parallelism}))
-    run_id, files = manifest.run_id, files_of(resolved)
-    build(env, table_env, job_of(resolved, manifest, settings.redis, files, run_id, submission.number, kafka))
+    with environments(values) as (env, table_env):
+        # How many subtasks there are is Flink's to say, by `flink run -p` or its own configuration.
+        parallelism = int(env.get_parallelism())
+        table_env.get_config().set("table.exec.resource.default-parallelism", str(parallelism))
+        resolved = replace(resolved, settings=settings.model_copy(update={"parallelism": parallelism}))
+        run_id, files = manifest.run_id, files_of(resolved)
+        build(env, table_env, job_of(resolved, manifest, settings.redis, files, run_id, submission.number, kafka))
     env.execute_async(name(settings.prefix))
 
 

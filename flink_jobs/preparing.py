@@ -457,8 +457,8 @@ def submit(
         values["pipeline.jars"] = jar.as_uri()
     if resolved.settings.prometheus.port is not None:
         load_reporter()
-    env, table_env = environments({**values, **(changes or {})})
-    build_topology(env, table_env, job)
+    with environments({**values, **(changes or {})}) as (env, table_env):
+        build_topology(env, table_env, job)
     release = lock_by_jvm(folder.flink_lock)
     with contextlib.ExitStack() as where_it_fails:
         where_it_fails.callback(release)
