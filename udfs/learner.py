@@ -148,6 +148,8 @@ class Learner:
         # Where Redis may have other rows than these, as bounds changed or a replay is not at its end: how far this was
         # when it had the same, as :attr:`reached` tells.
         self.overdue: Mapping[str, int] | None = None
+        # By family, the rows that have gone since, which Redis may have: kept while the former is.
+        self.owed: dict[str, set[str]] = {}
         # Of what was met, the newest position of each source; empty where the order says it all.
         self.positions: dict[str, int] = {}
         self.seq = 0
@@ -334,7 +336,7 @@ class Learner:
         ranked = self.model.rank_then_learn(users, items, events.times, self.seq, self.config.ranking)
         if self.ranking is not None:
             counted = ranked.better[:, 0] != NOT_NEW
-            offered = chosen(items.ids.names, ranked.offered)
+            offered = chosen(items.ids.names, np.unique(ranked.offered))
             self.ranking.update(
                 ranked.better[counted], ranked.ties[counted], ranked.returning[counted], ranked.head[counted], offered
             )
@@ -447,6 +449,7 @@ class Learner:
             header["positions"] = self.positions
         if self.overdue is not None:
             header["overdue"] = self.overdue
+            header["owed"] = {family: sorted(row_ids) for family, row_ids in self.owed.items()}
         return seal("header", orjson.dumps(header))
 
     def encode(self, learned: Learned) -> dict[str, EncodedRows]:
@@ -500,6 +503,7 @@ class Learner:
         self.dropped |= stored.get("dropped", {})
         self.positions = stored.get("positions", {})
         self.overdue = stored.get("overdue")
+        self.owed = {family: set(row_ids) for family, row_ids in stored.get("owed", {}).items()}
         # Scores by another protocol, or of other rankers, are left behind.
         if self.ranking is not None and "ranking" in stored and self.ranking.fits(stored["ranking"]):
             self.ranking.restore(stored["ranking"])

@@ -86,6 +86,7 @@ class Outbox:
             publisher.replayed(author, sum(found.reached.values()) - sum(learner.reached.values()))
             if learner.overdue is not None:
                 self._held = learner.everything()
+            self._held.dropped = learner.owed  # which a checkpoint of meanwhile keeps, as it grows
             learner.overdue = found.acknowledged
         elif learner.overdue is not None:
             self._write_everything()
@@ -129,7 +130,7 @@ class Outbox:
         except Lost:
             self._write_everything()
             return
-        self._learner.overdue = None
+        self._caught_up()
 
     def assure(self) -> None:
         """Writes everything where Redis has lost it, which a group finds by the way, or where someone asks for it."""
@@ -150,8 +151,11 @@ class Outbox:
             self._publisher.take_over(self._author)
             with contextlib.suppress(Lost):
                 self._write_rows()
-                self._learner.overdue = None
+                self._caught_up()
                 return
+
+    def _caught_up(self) -> None:
+        self._learner.overdue, self._learner.owed = None, {}
 
     def _write_rows(self) -> None:
         """Writes all rows, some at a time: encoded, they take several times the memory."""
@@ -163,8 +167,9 @@ class Outbox:
                 learned.touched[family] = part
                 self._prepared(learned, self._learner.encode(learned), header=False)()
                 self._publisher.alive(self._author.shard)
-        nothing = self._learner.nothing()
-        self._prepared(nothing, self._learner.encode(nothing), header=True)()
+        rest = self._learner.nothing()
+        rest.dropped = {family: gone - self._learner.rows[family].keys() for family, gone in self._learner.owed.items()}
+        self._prepared(rest, self._learner.encode(rest), header=True)()
 
     def _prepared(self, learned: Learned, encoded: dict[str, EncodedRows], *, header: bool) -> Callable[[], None]:
         """A write of what a group changed, which does not depend on what the learner learns from now on."""

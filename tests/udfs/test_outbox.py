@@ -407,6 +407,34 @@ def test_what_was_dropped_in_a_write_that_is_lost_with_its_worker_leaves_redis(
         shard.agree(redis_connection)
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_was_dropped_leaves_redis_also_after_two_crashes(
+    redis_url: str, redis_connection: Any, lost: bool
+) -> None:
+    """The write that drops is torn; its replay is held, and has been checkpointed half way when it crashes, too."""
+    publisher = Torn(redis_url, "p")
+    try:
+        shard = Shard(publisher, GrowthConfig(max_users=2, max_items=2))
+        shard.put([[T0 + at, "", user, item, "rating", 3.0, 0, at] for at, (user, item) in enumerate([("a", "t")] * 2)])
+        shard.checkpoint()
+        log = [[T0 + at, "", f"u{at % 4}", f"i{at % 4}", "rating", 3.0, 0, at] for at in range(2, 9)]
+        publisher.left = 1  # what was reached
+        with pytest.raises(KeyboardInterrupt):
+            shard.put(log)
+        publisher.left = None
+        shard.crash()
+        shard.put(log[:5])
+        assert "a" in shard.in_redis(redis_connection)["user"] and "a" not in shard.rows_of("user")
+        shard.checkpoint()
+        if lost:  # all but the rows
+            redis_connection.delete("p:ledger", "p:model:0")
+        shard.crash()
+        shard.put(log[5:])
+        shard.agree(redis_connection)
+    finally:
+        publisher.close()
+
+
 def test_a_worker_that_ends_says_what_it_could_not_write(
     publisher: Publisher, redis_connection: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
