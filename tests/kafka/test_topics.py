@@ -28,6 +28,7 @@ from udfs.generator import Generator, GeneratorConfig
 MODEL = {"model.n_factors": 4, "model.seed": 3}
 CONNECT = "__connect.errors."
 _WAIT_SECONDS = 600  # for a machine that is busy with other things
+_STILL_SECONDS = 150  # after which nothing more is expected
 
 
 class TopicRun:
@@ -53,12 +54,14 @@ class TopicRun:
 
     def until(self, connection: Any, **counts: int) -> None:
         """Waits until the ledger or the learner has counted so many."""
-        deadline = time.monotonic() + _WAIT_SECONDS
         now: dict[str, int] = {}
+        changed = time.monotonic()
         while self._thread.is_alive() and any(now.get(name, 0) < count for name, count in counts.items()):
-            assert time.monotonic() < deadline, f"waited for {counts}, there are {now}"
+            assert time.monotonic() < changed + _STILL_SECONDS, f"waited for {counts}, there are {now}"
             time.sleep(0.05)
-            now = counted(connection)
+            before, now = now, counted(connection)
+            if now != before:
+                changed = time.monotonic()
 
     def until_known(self, connection: Any, titles: Mapping[str, str | None]) -> None:
         """Waits until the catalogue has these titles of items; None: no entry."""
