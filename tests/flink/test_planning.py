@@ -25,7 +25,7 @@ def test_what_other_threads_collect_waits(monkeypatch: Any) -> None:
         return open_connection()
 
     def littering() -> None:
-        while of_java and not done.wait(0.0005):
+        while of_java and not done.wait(0.002):
             circle = [of_java.pop()]
             circle.append(circle)
             more: list[Any] = [[] for _ in range(gc.get_threshold()[0])]  # so many that Python looks what is in use

@@ -31,7 +31,7 @@ from udfs.learner import Learner, LearnerConfig
 from udfs.models import ITEM, USER
 from udfs.resharding import Exchange, ShardState
 
-LINES = rated_events(30_000)
+LINES = rated_events(15_000)
 TILES = {"tiles.keep.5m": "9999d", "tiles.keep.1h": "9999d", "tiles.keep.1d": "9999d"}
 
 

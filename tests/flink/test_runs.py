@@ -80,7 +80,7 @@ def all_fields(connection: Any) -> dict[bytes, dict[bytes, bytes]]:
 
 
 def test_stopped_half_way_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    lines = rated_events(30_000)
+    lines = rated_events(15_000)
     source = write_lines(tmp_path / "events.jsonl", lines)
     # A rate at which the stop comes in the middle; small batches, so that windows and waiting events are open.
     settings = {**MODEL, "source": f"file:{source}", "batch_bytes": 20_000}
@@ -110,7 +110,7 @@ def test_stopped_half_way_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
 
 
 def test_bounds_hold_over_a_stop(tmp_path: Path) -> None:
-    lines = rated_events(12_000)
+    lines = rated_events(9_000)
     source = write_lines(tmp_path / "events.jsonl", lines)
     bounds = {"growth.max_users": 60, "growth.max_items": 30, "growth.min_events": 3, "growth.tail_rows": 8}
     settings = {**MODEL, **bounds, "growth.expire_after": "1h", "source": f"file:{source}", "batch_bytes": 20_000}
@@ -137,7 +137,7 @@ def test_bounds_hold_over_a_stop(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stream", ["online-retail", "complete-journey"])
 def test_ledger_balances_on_a_real_stream(stream: str, tmp_path: Path, data: Path) -> None:
     folder = data / stream
-    lines = lines_of(folder / "events.jsonl.gz")[:100_000]
+    lines = lines_of(folder / "events.jsonl.gz")[:50_000]
     settings = {
         **MODEL,
         "source": f"file:{write_lines(tmp_path / 'events.jsonl', lines)}",
