@@ -16,7 +16,7 @@ from udfs.history import BASKET, EVENTS, HELD, SIZE
 from udfs.ids import Group
 from udfs.models import ITEM, USER, Array, Columns, ModelError, RankingModel
 from udfs.popularity import divided, logarithms
-from udfs.ranking import Predicted, RankingConfig
+from udfs.ranking import Predicted, RankingConfig, grouped
 
 _LAYOUT: Final = 1
 _EVALUATED: Final = (BLEND, 1 + DECAYED, POPS)  # in the order of the model's rankers
@@ -91,6 +91,10 @@ class BlendModel(RankingModel):
         if config.held_out:
             met, (rows, firsts) = blend.parts.met, np.unique(of_events, return_index=True)
             cut = int(np.count_nonzero((met.marks[rows, EVENTS] > 0) & (met.times[rows] == times[firsts])))
+            if np.any(np.diff(times) < 0):  # as they arrived: there are others between the events of a group
+                order, starts = grouped(times, of_events)
+                begun = order[starts[:-1]]
+                cut += len(begun) - np.unique(np.stack([times[begun], of_events[begun]]), axis=1).shape[1]
         found = blend.rank_then_learn(of_events, of_items, times, wanted, config, _EVALUATED, (protocol,))
         return Predicted(
             found.events, found.better[:, 0], found.ties[:, 0], found.returning, found.head, found.offered, cut

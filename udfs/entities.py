@@ -24,6 +24,7 @@ from udfs import metrics
 from udfs.learner import Learner
 from udfs.models import ITEM, USER, RankingModel
 from udfs.publisher import Author, Call, Entity, Word, packed_bytes, packed_word, parts
+from udfs.ranking import SEGMENTS
 from udfs.rows import EncodedRows
 from udfs.tail import tail_number
 from udfs.tilefeed import OF_USER, RECORD, UNIT, split_pair, total, unescape
@@ -159,8 +160,9 @@ def history_calls(learner: Learner, author: Author, now: int) -> list[Call]:
     anything was scored. Made again they change nothing."""
     scores: dict[str, Any]
     if learner.ranking is not None:
-        shown = learner.ranking.values()
-        scores = {"ranking": {name: shown[name] for name in ("protocol", "all", "recent")}}
+        shown = learner.ranking.values(known=learner.known(ITEM))
+        told = ("protocol", *SEGMENTS, "recent", "coverage", "beaten_by", "cut_groups")
+        scores = {"ranking": {name: shown[name] for name in told}}
         n = shown["all"][learner.ranking.names[0]]["n"]
     else:
         scores = {"metrics": metrics.values(learner.scores.means)}

@@ -112,6 +112,15 @@ def test_a_basket_in_two_batches_is_counted_as_cut() -> None:
     assert scores.cut == 1 and scores.values()["all"]["blend"]["n"] == 4
 
 
+def test_a_basket_that_others_came_in_between_is_counted_as_cut() -> None:
+    host = Host(LearnerConfig(ranking=RankingConfig(every=1)))
+    arrived = [("ann", "tea", 0), ("bob", "tea", 1), ("ann", "milk", 0), ("ann", "rum", 2), ("bob", "rum", 2)]
+    events = [[T0 + after, "", user, item, "view", 1.0, 0, at] for at, (user, item, after) in enumerate(arrived)]
+    drained(host.learn(events, ordered=False))
+    assert isinstance(host.learner.ranking, RankingScores)
+    assert host.learner.ranking.cut == 1
+
+
 def test_groups_of_the_learner_do_not_cut_what_happened_at_one_time() -> None:
     events = [[T0, "", f"u{at % 7}", f"i{at % 11}", "view", 1.0, 0, at] for at in range(200)]
     small, large = Host(LearnerConfig(ranking=RankingConfig(), group=10)), Host(LearnerConfig(ranking=RankingConfig()))

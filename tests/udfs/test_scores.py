@@ -69,10 +69,11 @@ def test_an_entry_says_how_well_the_model_and_its_baselines_do(publisher: Publis
     shard.put(log_of(60))
     [(entry, score)] = redis_connection.zrange("p:metrics", 0, -1, withscores=True)
     assert shard.learner.ranking is not None
-    shown = shard.learner.ranking.values()
+    shown = shard.learner.ranking.values(known=shard.learner.known("item"))
     found = orjson.loads(entry)
     assert before <= found.pop("time") == score <= time.time_ns() // 1_000_000
-    ranking = {name: shown[name] for name in ("protocol", "all", "recent")}
+    ranking = {name: of for name, of in shown.items() if name not in ("model", "baselines")}
+    assert 0.0 < ranking["coverage"] <= 1.0 and ranking["new users"]["faded"]["n"] > 0
     assert found == {"shard": 1, "seq": 60, "ranking": ranking}
     assert shown["all"]["faded"]["n"] == 60 and shown["recent"]["popularity"]["n"] == 20
     assert Client(redis_connection, "p").metrics() == [Scores(int(score), 1, 60, None, ranking)]
