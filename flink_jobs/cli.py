@@ -256,11 +256,18 @@ def item(item_id: str, redis: str, prefix: str, state_dir: Path, as_json: bool) 
 @cli.command()
 @click.argument("user_id", metavar="USER")
 @click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="How many items.")
+@click.option(
+    "--exclude-seen/--include-seen",
+    default=None,
+    help="Without the user's last items, or with them; by default with them of a blend, as it is evaluated.",
+)
 @lookup_options
-def recommend(user_id: str, k: int, redis: str, prefix: str, state_dir: Path, as_json: bool) -> None:
+def recommend(
+    user_id: str, k: int, exclude_seen: bool | None, redis: str, prefix: str, state_dir: Path, as_json: bool
+) -> None:
     """The best items for a user; an unknown user gets what is popular now."""
     with _client(redis, prefix, state_dir) as client:
-        best = client.recommend(user_id, k)
+        best = client.recommend(user_id, k, exclude_seen=exclude_seen)
     answer = {"user_id": user_id, "known": best.known, "items": _items_json(best.items)}
 
     def show(_: dict[str, Any]) -> None:

@@ -124,7 +124,8 @@ class Scores:
         Errors of a model that predicts values, over its life: ``mae``, ``rmse``, ..., ``n``; None of one that ranks.
     ranking
         Of one that ranks: ``protocol``, and by the name of each ranker ``hit``, ``ndcg``, ``mrr`` and ``n``, in ``all``
-        over the model's life, in ``recent`` over the last events. The model itself comes first.
+        over the model's life, in ``recent`` over the last events, and by segment. The model itself comes first. Then
+        ``coverage``, ``beaten_by`` and ``cut_groups``.
     """
 
     time: int
@@ -156,6 +157,12 @@ class ModelHeader:
     tail_rows: int = 0
     updated_at: int = 0
     blend: blend.BlendHeader | None = None
+
+    @property
+    def repeats(self) -> bool:
+        """Whether what a user met is recommended again, as far as the job says."""
+        protocol = (self.summary.get("ranking") or {}).get("protocol", {})
+        return self.blend is not None and protocol.get("items") != "only new to the user"
 
 
 def _reaching(method: Callable[P, T]) -> Callable[P, T]:
@@ -319,11 +326,17 @@ class Client:
         return {i: _learned(fields, suffix) for i, fields in zip(ids, hashes, strict=True)}
 
     @_reaching
-    def recommend(self, user_id: str, k: int = 10, *, exclude_seen: bool = True) -> Recommendations:
+    def recommend(self, user_id: str, k: int = 10, *, exclude_seen: bool | None = None) -> Recommendations:
         """The ``k`` items that the model ranks highest for a user, over all items that were learned.
 
-        Exact. Items that the user is known to have consumed are left out. A user of whom nothing was learned
-        gets the items with the highest decayed popularity.
+        Exact. A user of whom nothing was learned gets the items with the highest decayed popularity.
+
+        Parameters
+        ----------
+        exclude_seen
+            Whether the user's last items, those in :attr:`UserState.seen`, are left out. By default as the job
+            evaluates its model: a blend ranks them with the rest, as people come back to things, unless
+            ``ranking.repeats`` is false; from other models they are left out.
         """
         user = self.user(user_id)
         if user is None or user.learned is None or user.shard is None:
@@ -338,6 +351,8 @@ class Client:
             scores = matrix.biases + (header.global_mean + user.learned.bias)
             if matrix.vectors.shape[1]:
                 scores = scores + matrix.vectors @ user.learned.vector
+        if exclude_seen is None:
+            exclude_seen = not header.repeats
         excluded = user.seen if exclude_seen else ()
         return Recommendations(user_id, True, self._best(matrix, scores, excluded, k))
 

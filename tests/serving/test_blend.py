@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from serving import Client
@@ -77,12 +78,19 @@ def test_scores_are_the_models(redis_url: str, client: Client, shards: int) -> N
             assert [expected[r.item_id] for r in best.items] == pytest.approx([expected[i] for i in order], abs=1e-5)
 
 
-def test_seen_items_are_left_out(redis_url: str, client: Client) -> None:
+def test_seen_items_are_ranked_as_they_are_evaluated(redis_url: str, client: Client, redis_connection: Any) -> None:
     world = World(redis_url)
     world.learn(log_of(400))
     state = client.user("u1")
     assert state is not None and len(state.seen) == 5
-    assert not {r.item_id for r in client.recommend("u1", 20).items} & set(state.seen)
+    new = client.recommend("u1", 20, exclude_seen=True)
+    assert not {r.item_id for r in new.items} & set(state.seen)
+    assert client.recommend("u1", 20) == client.recommend("u1", 20, exclude_seen=False) != new
+    # A job that evaluates only what is new to the user says so in its header.
+    summary = orjson.loads(redis_connection.hget("w:model:0", "summary"))
+    summary["ranking"] = {"protocol": RankingConfig(repeats=False).named()}
+    redis_connection.hset("w:model:0", "summary", orjson.dumps(summary))
+    assert client.recommend("u1", 20) == new
 
 
 def test_a_new_users_first_event_changes_the_answer(redis_url: str, client: Client) -> None:
@@ -95,7 +103,7 @@ def test_a_new_users_first_event_changes_the_answer(redis_url: str, client: Clie
     for first, then in (("rum", "cola"), ("tea", "milk")):
         user = f"new-{first}"
         world.learn([(user, first)])
-        best = client.recommend(user, 1)
+        best = client.recommend(user, 1, exclude_seen=True)
         assert best.known and best.items[0].item_id == then
 
 
