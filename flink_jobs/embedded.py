@@ -16,6 +16,10 @@ from typing import IO
 import redis
 
 _START_SECONDS = 20.0
+# The server takes its memory from the C library. Left to itself, glibc keeps what was freed in lists by size, and what
+# a script leaves lies between fields: of 180 MB, fields were 60. Without fast bins, and with little in each thread's
+# cache, it joins what is free; Redis takes 4 % longer.
+_TUNABLES = "glibc.malloc.mxfast=0:glibc.malloc.tcache_count=2"
 
 
 class EmbeddedRedisError(RuntimeError):
@@ -109,6 +113,7 @@ def _start(data: Path, socket: Path) -> subprocess.Popen[bytes]:
     # In a session of its own, and without our streams: Ctrl-C is for the run, and the server may outlive us.
     return subprocess.Popen(
         [server, *arguments],
+        env={"GLIBC_TUNABLES": _TUNABLES, **os.environ},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -71,3 +73,15 @@ def test_a_server_that_does_not_start_says_where_to_look(tmp_path: Path) -> None
     with pytest.raises(EmbeddedRedisError, match=r"did not start; see .*redis.log"), embedded_redis(tmp_path):
         pass
     assert (tmp_path / "redis.log").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of other systems psutil may not tell")
+def test_glibc_is_told_to_join_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tunables(data: Path) -> str:
+        with embedded_redis(data) as url:
+            process = psutil.Process(connect(url).info("server")["process_id"])
+            return process.environ()["GLIBC_TUNABLES"]
+
+    assert "glibc.malloc.mxfast=0" in tunables(tmp_path / "a")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")
+    assert tunables(tmp_path / "b") == "glibc.malloc.arena_max=2"
