@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from udfs.metrics import values
+from udfs.models import ITEM
 from udfs.ranking import METRICS as RANKING_METRICS
+from udfs.ranking import SEGMENTS
 
 if TYPE_CHECKING:
     from udfs.intake import Intake
@@ -98,8 +100,8 @@ RANKING: Final = Metric(
     "ranking_micros",
     "gauge",
     "millionths",
-    "hit, ndcg or mrr of a model that ranks and of each ranker beside it, over `all` events that were evaluated or the "
-    "`recent` ones, times 1,000,000.",
+    "hit, ndcg or mrr of a model that ranks and of each ranker beside it, over `all` events that were evaluated, the "
+    "`recent` ones, or a segment of all (`new users`, `returning users`, `head items`, `tail items`), times 1,000,000.",
     ("shard", "ranker", "metric", "over"),
 )
 BEATEN: Final = Metric(
@@ -107,6 +109,13 @@ BEATEN: Final = Metric(
     "gauge",
     "rankers",
     "Baselines that rank the recent events as well as the model or better, by NDCG.",
+    ("shard",),
+)
+COVERAGE: Final = Metric(
+    "coverage_micros",
+    "gauge",
+    "millionths",
+    "Share of the known items that was in a list of a model that ranks, about, times 1,000,000.",
     ("shard",),
 )
 CUT: Final = Metric(
@@ -157,6 +166,7 @@ METRICS: Final = (
     SCORE,
     RANKING,
     BEATEN,
+    COVERAGE,
     CUT,
     BATCH_EVENTS_BUCKET,
     BATCH_EVENTS_SUM,
@@ -170,7 +180,7 @@ METRICS: Final = (
 )
 
 # Of models that rank only.
-OF_RANKING: Final = (RANKING, BEATEN, CUT)
+OF_RANKING: Final = (RANKING, BEATEN, COVERAGE, CUT)
 
 # Flink's own, as its reporter names them, that the dashboard and the alerts use besides.
 FLINK: Final[Mapping[str, str]] = {
@@ -263,22 +273,24 @@ def of_learner(learner: Learner, shard: int, now: int | None = None) -> Readings
         if name != "n" and value is not None:
             readings[SCORE, (of, name)] = round(value * SCALE)
     if learner.ranking is not None:
-        readings |= of_ranking(learner.ranking, of)
+        readings |= of_ranking(learner.ranking, of, learner.known(ITEM))
     if now is not None:
         readings[EVENT_LAG, (of,)] = now - learner.updated_at
     return readings
 
 
-def of_ranking(ranking: RankingScores, shard: str) -> Readings:
-    """How well a shard's model ranks, beside its baselines."""
-    shown = ranking.values()
+def of_ranking(ranking: RankingScores, shard: str, known: int) -> Readings:
+    """How well a shard's model ranks, beside its baselines; ``known`` is how many items it knows."""
+    shown = ranking.values(known)
     readings: dict[Series, int] = {
         (RANKING, (shard, ranker, metric, over)): round(of[metric] * SCALE)
-        for over in ("all", "recent")
+        for over in (*SEGMENTS, "recent")
         for ranker, of in shown[over].items()
         for metric in RANKING_METRICS
         if of["n"]
     }
+    if known:
+        readings[COVERAGE, (shard,)] = round(shown["coverage"] * SCALE)
     return readings | {(BEATEN, (shard,)): len(ranking.not_beaten(shown["recent"])), (CUT, ()): ranking.cut}
 
 

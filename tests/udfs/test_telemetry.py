@@ -15,9 +15,11 @@ from tests.shells import batch_of, publish
 from tests.udfs.test_evaluating import CONFIG, learn, learner_of, log_of
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Publisher
+from udfs.ranking import SEGMENTS
 from udfs.tally import Tally
 from udfs.telemetry import (
     BEATEN,
+    COVERAGE,
     CUT,
     EVENT_LAG,
     LEARNED,
@@ -90,13 +92,15 @@ def test_how_well_a_learner_ranks_is_read() -> None:
     learn(learner, [log[30], *log[31:]])  # the user's group goes on
     readings = of_learner(learner, 1)
     assert learner.ranking is not None and learner.ranking.cut == readings[CUT, ()] == 1
-    shown = learner.ranking.values()
+    shown = learner.ranking.values(known=learner.known("item"))
+    assert readings[COVERAGE, ("1",)] == round(shown["coverage"] * 1e6) > 0
     found = {labels: value for (metric, labels), value in readings.items() if metric is RANKING}
     assert found == {
         ("1", ranker, name, over): round(shown[over][ranker][name] * 1e6)
-        for over in ("all", "recent")
+        for over in (*SEGMENTS, "recent")
         for ranker in ("faded", "popularity")
         for name in ("hit", "ndcg", "mrr")
+        if shown[over][ranker]["n"]
     }
     assert all(isinstance(value, int) for value in readings.values())
     assert not {series[0] for series in of_learner(learned((1, "ann", "tea", 4.0)), 0)} & {*OF_RANKING}
