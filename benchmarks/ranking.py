@@ -8,8 +8,8 @@
 - what bounded rows cost (``--only neighbours``), and shards (``--only shards``);
 - each learner alone at the best of a few settings, and published matrix factorisations (``--only references``).
 
-Learners alone rank what they score, and then the rest by decayed popularity. "Others left out" ranks each item among
-those that are not in its group.
+Learners alone rank what they score, and then the rest by decayed popularity; of ``references`` the rest are tied.
+"Others left out" ranks each item among those that are not in its group.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from udfs.generator import Generator, GeneratorConfig
 MODEL = {"model.n_factors": 4, "model.seed": 3}
 CONNECT = "__connect.errors."
 _WAIT_SECONDS = 600  # for a machine that is busy with other things
-_STILL_SECONDS = 150  # after which nothing more is expected
+_STILL_SECONDS = 300  # after which nothing more is expected
 
 
 class TopicRun:

@@ -323,7 +323,7 @@ class Torn(Publisher):
     growth=st.sampled_from([GROWTH, GrowthConfig()]),
     repeatable=st.booleans(),
 )
-@hypothesis.settings(max_examples=150)
+@hypothesis.settings(max_examples=300)
 def test_learning_may_go_on_while_redis_writes(
     redis_url: str,
     drawn: list[tuple[int, int, int, float]],
