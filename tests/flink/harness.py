@@ -54,17 +54,21 @@ def noted(model: Callable[[], RiverRanker], folder: str) -> RowModel:
 
 
 class SlowFeed:
-    """A feed that takes its time, so that who stops a run in its middle meets its middle, however busy the machine."""
+    """A feed that reads little at a time and ever more slowly: who stops a run in its middle, once so and so much is
+    learned, meets its middle, however long a busy machine takes to see that and to stop.
+    """
 
     def __init__(self, open_feed: Callable[[], Feed]) -> None:
         self._feed = open_feed()
+        self._reads = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._feed, name)
 
     def read(self, limit: int | None = None) -> Chunk | None:
-        time.sleep(0.05)
-        return self._feed.read(limit)
+        self._reads += 1
+        time.sleep(0.02 * self._reads)
+        return self._feed.read(200 if limit is None else min(limit, 200))
 
 
 def resolved(folder: Path, settings: Mapping[str, Any]) -> Resolved:
