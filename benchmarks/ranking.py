@@ -6,7 +6,8 @@
 - ``complete-journey``, with groups held out;
 - ``movielens-latest-small``: the stack of raters against the best biased MF that a search on the first half finds;
 - what bounded rows cost (``--only neighbours``), and shards (``--only shards``);
-- each learner alone at the best of a few settings, and published matrix factorisations (``--only references``).
+- each learner alone at the best of a few settings, and published matrix factorisations (``--only references``);
+- models of ratings, which are no recommenders of what comes next (``--only raters``).
 
 Learners alone rank what they score, and then the rest by decayed popularity; of ``references`` the rest are tied.
 "Others left out" ranks each item among those that are not in its group.
@@ -31,21 +32,36 @@ from river import facto, optim, reco
 from benchmarks.common import progress, show, store
 from serving.blend import DECAYED
 from serving.schema import shard_of
+from udfs.batch import Batch
 from udfs.blend import ALL, BLEND, LEFT_OUT, NEW, POPS, RANKERS, Blend
 from udfs.building import FILTERS, build
 from udfs.embeddings import Embeddings
 from udfs.factors import BPR, ISGD, RAISGD
 from udfs.ids import Group
+from udfs.interactions import Interactions
+from udfs.learner import Learner, LearnerConfig
 from udfs.models import ITEM, USER, Array
 from udfs.neighbours import CoOccurrence, Markov
 from udfs.popularity import DecayedPopularity, Repeats
-from udfs.ranking import MISS, NOT_NEW, SEGMENTS, Predicted, RankingConfig, RankingScores, grouped, place, scored
+from udfs.ranking import (
+    BASELINES,
+    MISS,
+    NOT_NEW,
+    SEGMENTS,
+    Predicted,
+    RankingConfig,
+    RankingScores,
+    grouped,
+    place,
+    scored,
+)
 from udfs.ratings import Wrapped
 from udfs.recommenders import Recommender
 from udfs.stack import Stack, default_raters
 
 DATA: Final = Path(__file__).parents[2] / "shared" / "data"
-PARTS: Final = ("retail-shuffled", "retail", "journey", "ratings", "neighbours", "shards", "references")
+PARTS: Final = ("retail-shuffled", "retail", "journey", "ratings", "neighbours", "shards", "references", "raters")
+RATED: Final = "movielens-latest-small"
 PROTOCOLS: Final = {ALL: "repeats allowed", NEW: "only new to the user", LEFT_OUT: "others left out"}
 K: Final = 10
 BATCHES: Final = (10, 100, 1_000)
@@ -398,7 +414,7 @@ def ratings(stream: Stream) -> dict[str, Any]:
         ]
         rows.append((name, *cells))
         result.setdefault("rows", []).append([name, figures])
-    show("movielens-latest-small: errors, and how they compare to the first row", rows)
+    show(f"{RATED}: errors, and how they compare to the first row", rows)
     rows = [("2nd half: RMSE, MAE of ratings whose user and item have rows", *(f"batches of {n:,}" for n in BATCHES))]
     for name, of in (("biased_mf", settings), *((name, {}) for name in FILTERS)):
         found = []
@@ -410,6 +426,46 @@ def ratings(stream: Stream) -> dict[str, Any]:
         result.setdefault("served", {})[name] = dict(zip(map(str, BATCHES), found, strict=True))
     show("What readers of Redis predict, from rows as they were written after the batch before", rows)
     return result
+
+
+# --------------------------------------------------------------------------------- rankings by raters
+
+
+def raters(streams: dict[str, Stream], every: int) -> dict[str, Any]:
+    """How models of ratings rank, as the job learns and evaluates them."""
+    shown: dict[str, Any] = {}
+    for name, stream in streams.items():
+        rows: list[tuple[str, ...]] = [("hit@10, 2nd half", "model", *BASELINES, "events")]
+        for model, repeats in itertools.product(("biased_mf", *FILTERS), (True, False)):
+            config = RankingConfig(k=K, repeats=repeats, every=every)
+            scores = rated(model, stream, config, "rating" if name == RATED else "purchase")
+            of = scores.values()["all"]
+            label = f"{model}, {PROTOCOLS[ALL if repeats else NEW]}"
+            figures = [of[ranker]["hit"] for ranker in scores.names]
+            rows.append((label, *(f"{hit:.4f}" for hit in figures), f"{of[model]['n']:,}"))
+            shown.setdefault(name, {})[label] = of
+            progress(f"{name}: {label} {figures[0]:.4f}")
+        show(f"{name}: models of ratings, groups held out, one event in {every}", rows)
+    return shown
+
+
+def rated(model: str, stream: Stream, config: RankingConfig, event_type: str) -> RankingScores:
+    """The rankings of the second half; what is no rating teaches a value of 1."""
+    learner, half = Learner(LearnerConfig(ranking=config), build(model, {})), stream.half()
+    rows = [
+        [int(time), "", user_id, item_id, event_type, float(value), 0, at]
+        for at, (time, user_id, item_id, value) in enumerate(
+            zip(stream.times, stream.user_ids, stream.item_ids, stream.values, strict=True)
+        )
+    ]
+    for first, end in ((0, half), (half, len(stream))):
+        assert learner.ranking is not None
+        learner.ranking = RankingScores(config, learner.ranking.names, BASELINES)
+        for _ in learner.process(Batch(None, True, [""], Interactions.of(rows[first:end]), b"")):
+            pass
+        learner.finished_batches()
+    assert learner.ranking is not None
+    return learner.ranking
 
 
 def main() -> None:
@@ -425,17 +481,20 @@ def main() -> None:
     result: dict[str, Any] = {}
     wanted = set(given.only)
     shuffled = {
-        "online-retail": {"retail-shuffled", "retail", "neighbours", "shards", "references"},
-        "complete-journey": {"journey", "neighbours", "shards", "references"},
+        "online-retail": {"retail-shuffled", "retail", "neighbours", "shards", "references", "raters"},
+        "complete-journey": {"journey", "neighbours", "shards", "references", "raters"},
     }
     streams = {
         name: read(given.data / name, given.events, shuffled=True) for name, parts in shuffled.items() if parts & wanted
     }
     whole = RankingConfig(k=K)
     held_out = [ALL, NEW, LEFT_OUT]
+    if {"ratings", "raters"} & wanted:
+        of_ratings = read(given.data / RATED, given.events, shuffled=False)
     if "ratings" in wanted:
-        stream = read(given.data / "movielens-latest-small", given.events, shuffled=False)
-        result["ratings"] = ratings(stream)
+        result["ratings"] = ratings(of_ratings)
+    if "raters" in wanted:
+        result["raters"] = raters({**streams, RATED: of_ratings}, given.every)
     if "journey" in wanted:
         stream = streams["complete-journey"]
         result["journey"] = ranking("complete-journey, groups held out", stream, whole, held_out, given.every)

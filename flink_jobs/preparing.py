@@ -33,7 +33,7 @@ from serving.client import Unreachable
 from serving.connection import connect, server_of, without_password
 from serving.identity import fingerprint
 from serving.schema import LEARNED_OF_ITEM, Field, Keys, sharded, span_ms
-from udfs.building import build
+from udfs.building import BLEND, build
 from udfs.events import EventFormat
 from udfs.generator import SOURCE as GENERATOR
 from udfs.generator import GeneratorConfig, GeneratorFeed
@@ -331,10 +331,17 @@ def event_format(resolved: Resolved, manifest: Manifest) -> EventFormat:
 
 
 def ranking_of(resolved: Resolved) -> RankingConfig:
-    """How models that rank are evaluated."""
-    given = resolved.settings.ranking
+    """How rankings are evaluated: a blend reckons scores as it learns, for models of ratings all items are ranked anew;
+    and by default each is evaluated as it is served."""
+    given, ranks = resolved.settings.ranking, resolved.model_name == BLEND
+    repeats = given.repeats
+    if repeats is None:
+        repeats = ranks or given.others == "left out"
+    every, thinned_above = given.every, None
+    if every is None:
+        every, thinned_above = (10, None) if ranks else (1_000, 10_000)
     held_out = given.groups == "held out"
-    return RankingConfig(given.k, held_out, given.repeats, given.others, given.every, given.window)
+    return RankingConfig(given.k, held_out, repeats, given.others, every, given.window, thinned_above=thinned_above)
 
 
 def job_of(

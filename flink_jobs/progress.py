@@ -40,7 +40,7 @@ class Standing:
         Which of Flink's attempts at the job has written the ledger. Before the next one has, what is known is of
         the last.
     ranking
-        How well a model that ranks does, see :func:`flink_jobs.rankings.merged`; None of others.
+        How well the model ranks, see :func:`flink_jobs.rankings.merged`; None where that is not evaluated.
     alive
         When the intake (``""``) and each shard's learner (its number) were last there, by their wall clock in ms.
     """

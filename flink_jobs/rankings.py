@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from udfs.building import BLEND
 from udfs.ranking import METRICS, SEGMENTS, RankingScores
 
 
@@ -46,7 +47,9 @@ def line(ranking: Mapping[str, Any]) -> str:
 def protocol(ranking: Mapping[str, Any]) -> str:
     """What was evaluated, and how."""
     of = ranking["protocol"]
-    parts = ["every event" if of["every"] == 1 else f"1 event in {of['every']}", of["items"]]
+    parts = ["every event" if of["every"] == 1 else f"1 event in {of['every']:,}", of["items"]]
+    if "thinned above" in of:
+        parts[0] += f" (fewer above {of['thinned above']:,} items)"
     parts.append(f"groups {of['groups']}" if of["groups"] == "held out" else of["groups"])
     if of["others of the group"] != "ranked":
         parts.append(f"others of the group {of['others of the group']}")
@@ -80,15 +83,17 @@ def _rows(ranking: Mapping[str, Any], model: str) -> Iterator[tuple[str, Mapping
 
 
 def verdicts(ranking: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each baseline that the model does not beat."""
+    """A sentence for each baseline that the model does not beat: a warning of a blend, of which this is the task."""
     model, k, overall = ranking["model"], ranking["protocol"]["k"], ranking["all"]
-    own = overall[model]
+    own, kind = overall[model], "warning" if model == BLEND else "note"
+    reason = "has learned too little yet, or does not suit this stream"
+    if model != BLEND:
+        reason = "tells what is liked, which need not be what comes next: for that there is --model blend"
     for name in ranking["beaten_by"]:
         theirs = overall[name]["ndcg"]
         yield (
-            f"{name} ranks {'better than' if theirs > own['ndcg'] else 'as well as'} the model (ndcg@{k} "
-            f"{number(theirs)} against {number(own['ndcg'])}, over {own['n']:,} events): {model} has learned too "
-            "little yet, or does not suit this stream."
+            f"{kind}: {name} ranks {'better than' if theirs > own['ndcg'] else 'as well as'} the model (ndcg@{k} "
+            f"{number(theirs)} against {number(own['ndcg'])}, over {own['n']:,} events): {model} {reason}."
         )
 
 

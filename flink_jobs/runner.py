@@ -161,7 +161,7 @@ def _report(resolved: Resolved, console: Console, summary: dict[str, Any], stand
     if standing.ranking is not None:
         console.print(rankings.table(standing.ranking), highlight=False)
         for verdict in rankings.verdicts(standing.ranking):
-            console.print(f"warning: {verdict}", highlight=False)
+            console.print(verdict, highlight=False)
     if standing.rejected.get("diverged", 0) > _DIVERGED_SHARE * max(events["read"], 1):
         console.print(
             "warning: learning diverged on more than 1% of the records; they were rolled back. Lower the learning "

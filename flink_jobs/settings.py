@@ -326,10 +326,10 @@ def _check_together(resolved: Resolved) -> None:
             "an event would be forgotten while an older copy of it can still come"
         )
     ranking = settings.ranking
-    if ranking.others == "left out" and (ranking.groups != "held out" or not ranking.repeats):
+    if ranking.others == "left out" and (ranking.groups != "held out" or ranking.repeats is False):
         raise SettingsError(
             f"ranking.others: {ranking.others!r} is for groups that are held out, with repeats; ranking.groups is "
-            f"{ranking.groups!r}, ranking.repeats is {str(ranking.repeats).lower()}"
+            f"{ranking.groups!r}, ranking.repeats is {'false' if ranking.repeats is False else 'true'}"
         )
     _check_model(resolved)
     spans = settings.tiles.spans

@@ -161,8 +161,8 @@ class ModelHeader:
     @property
     def repeats(self) -> bool:
         """Whether what a user met is recommended again, as far as the job says."""
-        protocol = (self.summary.get("ranking") or {}).get("protocol", {})
-        return self.blend is not None and protocol.get("items") != "only new to the user"
+        protocol = (self.summary.get("ranking") or {}).get("protocol")
+        return self.blend is not None if protocol is None else bool(protocol["items"] == "repeats allowed")
 
 
 def _reaching(method: Callable[P, T]) -> Callable[P, T]:
@@ -335,8 +335,8 @@ class Client:
         ----------
         exclude_seen
             Whether the user's last items, those in :attr:`UserState.seen`, are left out. By default as the job
-            evaluates its model: a blend ranks them with the rest, as people come back to things, unless
-            ``ranking.repeats`` is false; from other models they are left out.
+            evaluates its model: a blend ranks them with the rest, as people come back to things, and other models leave
+            them out, unless ``ranking.repeats`` says otherwise.
         """
         user = self.user(user_id)
         if user is None or user.learned is None or user.shard is None:

@@ -16,7 +16,7 @@ from udfs.history import BASKET, EVENTS, HELD, SIZE
 from udfs.ids import Group
 from udfs.models import ITEM, USER, Array, Columns, ModelError, RankingModel
 from udfs.popularity import divided, logarithms
-from udfs.ranking import Predicted, RankingConfig, grouped
+from udfs.ranking import BASELINES, Predicted, RankingConfig, grouped
 
 _LAYOUT: Final = 1
 _EVALUATED: Final = (BLEND, 1 + DECAYED, POPS)  # in the order of the model's rankers
@@ -66,8 +66,8 @@ class BlendModel(RankingModel):
 
     name = "blend"
     families = (USER, ITEM)
-    rankers = ("blend", "decayed popularity", "popularity")
-    baselines = rankers[1:]
+    rankers = (name, *BASELINES)
+    baselines = BASELINES
 
     def __init__(self, blend: Blend) -> None:
         self.blend = blend

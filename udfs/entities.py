@@ -158,16 +158,16 @@ def header_entity(learner: Learner, author: Author) -> Entity:
 def history_calls(learner: Learner, author: Author, now: int) -> list[Call]:
     """The calls that add how well a learner does at a time, the wall clock in ms, to the metrics' history; none before
     anything was scored. Made again they change nothing."""
-    scores: dict[str, Any]
+    scores: dict[str, Any] = {}
+    errors = metrics.values(learner.scores.means)
+    if errors["n"]:
+        scores["metrics"] = errors
     if learner.ranking is not None:
         shown = learner.ranking.values(known=learner.known(ITEM))
         told = ("protocol", *SEGMENTS, "recent", "coverage", "beaten_by", "cut_groups")
-        scores = {"ranking": {name: shown[name] for name in told}}
-        n = shown["all"][learner.ranking.names[0]]["n"]
-    else:
-        scores = {"metrics": metrics.values(learner.scores.means)}
-        n = scores["metrics"]["n"]
-    if not n:
+        if shown["all"][learner.ranking.names[0]]["n"]:
+            scores["ranking"] = {name: shown[name] for name in told}
+    if not scores:
         return []
     key, entry = author.keys.metrics, {"time": now, "shard": author.shard, "seq": learner.seq, **scores}
     return [

@@ -203,20 +203,25 @@ class FilterModel(RowModel):
         of_raters = self._biases_of_raters(family, rows)
         if not self.is_stack:
             return of_raters[:, 0]
-        alone, much, many, contexts = self._shares()
+        alone, much, many, _ = self._shares()
+        known, of_row = self._contexts(family, rows)
+        shares = alone + known[:, None] * (much if family == USER else many)
+        biases: Array = of_row + (shares * of_raters).sum(axis=1)
+        return biases
+
+    def _contexts(self, family: str, rows: Array) -> tuple[Array, Array]:
+        """How much is known of the user or item of each row, as the stack counts it; and what its contexts add."""
+        contexts = self.weights[-CONTEXTS:]
         if family == USER:
             kept = rows[:, -OF_USER - 1 : -1]
             known = np.log1p(kept[:, COUNT]) / 4
             of_row = known * contexts[MUCH] + contexts[IN_SESSION]
             for place, column in ((USER_RECENT, RECENT), (USER_SLOW, SLOW), (USER_SESSION, SESSION)):
                 of_row += contexts[place] * kept[:, column]
-            shares = alone + known[:, None] * much
         else:
             known = np.log1p(rows[:, COUNT - OF_ITEM]) / 4
             of_row = contexts[MANY] * known + contexts[ITEM_RECENT] * rows[:, RECENT - OF_ITEM]
-            shares = alone + known[:, None] * many
-        biases: Array = of_row + (shares * of_raters).sum(axis=1)
-        return biases
+        return known, of_row
 
     def vectors(self, family: str, weights: Array) -> Array:
         """
@@ -266,9 +271,40 @@ class FilterModel(RowModel):
             scale = 1.0 / _APART
         return np.concatenate([*first, *(scale * of for of in rest)], axis=1)
 
+    def predicted(self, user_id: str) -> Array:
+        """
+        Notes
+        -----
+        Rater by rater, where :meth:`vectors` would write out several times the factors for all items.
+        """
+        from udfs import kernels
+
+        user = self._tables[USER][self.ids[USER][user_id]][None].astype("<f8")
+        items, n = self._tables[ITEM][: len(self.ids[ITEM].names)], len(self.factors)
+        of_raters = self._biases_of_raters(ITEM, items).astype("<f8") + self._biases_of_raters(USER, user)
+        columns = [*of_raters.T.copy()]
+        blocks = [*zip(columns, self._blocks[USER], self._blocks[ITEM], strict=True)]
+        for column, of_user, of_item in blocks[:n]:
+            kernels.add_products(items, of_item.at + 1, user[0, of_user.at + 1 : of_user.at + of_user.width], column)
+        if not self.is_stack:
+            return np.asarray(columns[0] + self.global_mean())
+        kept = items[:, -OF_ITEM - 2 :].astype("<f8")
+        seen = self._features(USER, user[:, -OF_USER - 3 : -OF_USER - 1])[0]
+        features = np.ascontiguousarray(self._features(ITEM, kept[:, :-OF_ITEM]))
+        for column, of_user, of_item in blocks[n:]:
+            kernels.add_products(features, 0, user[0, of_user.at + 1 : of_user.at + of_user.width], column)
+            kernels.add_products(items, of_item.at + 1, seen, column)
+        alone, much, many, _ = self._shares()
+        known_user, of_user_row = self._contexts(USER, user)
+        known, of_items = self._contexts(ITEM, kept)
+        predicted: Array = of_items + (of_user_row[0] + self.global_mean())
+        for rater, column in enumerate(columns):
+            predicted += (alone[rater] + known_user[0] * much[rater] + known * many[rater]) * column
+        return predicted
+
     def _shares(self) -> tuple[Array, Array, Array, Array]:
-        """What each rater's prediction counts: alone, times what is known of the user, and of the item; and the weights
-        of contexts. The first add up to 1, the others to 0."""
+        """What each rater's prediction counts: alone, times what is known of the user, and of the item, the first of
+        which add up to 1, the others to 0; and the weights of contexts."""
         n = len(self._blocks[USER])
         alone, much, many = self.weights[:-CONTEXTS].reshape(3, n - 1) @ contrasts(n)
         return alone + 1 / n, much, many, self.weights[-CONTEXTS:]

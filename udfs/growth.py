@@ -116,7 +116,7 @@ class Bounds:
 
     def own(self, family: str) -> int:
         """How many rows belong to one id."""
-        return len(self._rows[family]) - len(self._shared(family))
+        return len(self._rows[family]) - len(self.shared(family))
 
     def excess(self, events: Interactions, at: int, clock: int) -> Iterator[tuple[str, list[str]]]:
         """The ids that go before the event at a place, by family; each must be dropped before the next is asked for.
@@ -130,12 +130,12 @@ class Bounds:
         if self._expire_after is not None and time // self._step > clock // self._step:
             horizon = time // self._step * self._step - self._expire_after
             for family, rows in self._rows.items():
-                yield family, rows.older_than(horizon, self._shared(family))
+                yield family, rows.older_than(horizon, self.shared(family))
         for family, cap in self._caps.items():
             rows, row_id = self._rows[family], events.ids[family][at]
             # More than once only where the cap was lowered, and the event's own row went with the others.
             while (over := self.own(family) + self._is_to_have(family, row_id) - cap) > 0:
-                yield family, rows.oldest(min(self.own(family), max(over, cap // _PART)), self._shared(family))
+                yield family, rows.oldest(min(self.own(family), max(over, cap // _PART)), self.shared(family))
 
     def piece(self, events: Interactions, start: int, clock: int) -> Piece:
         """The piece of a group that begins at ``start``: up to the first event that may ask for room, and counted.
@@ -203,8 +203,8 @@ class Bounds:
         """Whether an event gives its id a row that it has not."""
         return row_id not in self._rows[family].ids and (not self.tails or self.tails[family].is_due(row_id))
 
-    def _shared(self, family: str) -> list[int]:
-        """The numbers of the rows of the tail."""
+    def shared(self, family: str) -> list[int]:
+        """The numbers of the rows of the tail, which belong to no id of their own."""
         if not self.tails:
             return []
         numbers = self._rows[family].ids.find([*map(tail_id, range(self.tails[family].rows))])

@@ -100,6 +100,17 @@ def _bounded(row: Array, bounds: Array) -> bool:
     return sound
 
 
+@njit(cache=True)
+def add_products(table: Array, at: int, vector: Array, out: Array) -> None:
+    """Adds to each number in ``out`` the product of a vector with that of the row, which begins at a column: summed up
+    in order, so that it does not depend on where in the table the row lies."""
+    for row in range(len(out)):
+        product = 0.0
+        for k in range(len(vector)):
+            product += table[row, at + k] * vector[k]
+        out[row] += product
+
+
 @njit(cache=True, nogil=True)  # what was learned before is written meanwhile
 def learn(
     users: Array,

@@ -27,13 +27,14 @@ import orjson
 from udfs.batch import Batch, Deletion
 from udfs.building import build
 from udfs.deadletters import dead_letter
+from udfs.evaluating import Evaluation
 from udfs.growth import Bounds, GrowthConfig, Piece
 from udfs.ids import Group
 from udfs.interactions import Interactions, chosen
 from udfs.metrics import Prequential, since, values
 from udfs.models import ITEM, USER, Array, Diverged, RankingModel, RowModel
 from udfs.packing import pack_lines, unpack_lines
-from udfs.ranking import NOT_NEW, RankingConfig, RankingScores
+from udfs.ranking import BASELINES, NOT_NEW, Predicted, RankingConfig, RankingScores
 from udfs.rows import EncodedRows, Rows
 from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
 from udfs.tail import tail_number
@@ -66,7 +67,7 @@ class LearnerConfig:
     growth
         How many rows there may be, and for how long.
     ranking
-        How models that rank are evaluated; None for not at all.
+        How rankings are evaluated; None for not at all.
     repeatable
         A replay learns in the same order. False: only the order within a source is the same.
     records
@@ -137,12 +138,18 @@ class Learner:
         self.model = model
         self.scores = Prequential(config.metrics)
         self.ranking: RankingScores | None = None
-        if config.ranking is not None and config.ranking.every and isinstance(model, RankingModel):
-            self.ranking = RankingScores(config.ranking, model.rankers, model.baselines)
         self.rows = {family: Rows(family, ids) for family, ids in model.ids.items()}
         # Items that a model ranks keep their rows.
         bounded = {USER: self.rows[USER]} if isinstance(model, RankingModel) else self.rows
         self.bounds = Bounds(config.growth, bounded) if config.growth.is_bounded else None
+        self.evaluation: Evaluation | None = None  # of a model that does not rank by itself
+        if config.ranking is not None and config.ranking.every:
+            if isinstance(model, RankingModel):
+                self.ranking = RankingScores(config.ranking, model.rankers, model.baselines)
+            else:
+                self.ranking = RankingScores(config.ranking, (model.name, *BASELINES), BASELINES)
+                shared = self.bounds.shared if self.bounds else None
+                self.evaluation = Evaluation(config.ranking, model, self.rows, shared)
         # How many rows were dropped, by family.
         self.dropped = dict.fromkeys(self.rows, 0)
         # Where Redis may have other rows than these, as bounds changed or a replay is not at its end: how far this was
@@ -204,7 +211,7 @@ class Learner:
         while start < len(ready):
             group = ready.part(start, self._group_end(ready, start, batch.watermark is not None))
             start += len(group)
-            yield self._learn(group) if self.bounds is None else self._learn_bounded(group, self.bounds)
+            yield self._learn_evaluated(group, self.evaluation) if self.evaluation else self._learn_group(group)
         if not len(ready):
             yield self.nothing()
 
@@ -212,7 +219,7 @@ class Learner:
         """Where the group that starts at a place ends. What happened at one time stays together for models that predict
         it together, where it is in order: so groups do not depend on batches."""
         end = min(start + self.config.group, len(ready))
-        if ordered and isinstance(self.model, RankingModel):
+        if ordered and (self.evaluation is not None or isinstance(self.model, RankingModel)):
             end = int(np.searchsorted(ready.times, ready.times[end - 1], side="right"))
         return end
 
@@ -240,8 +247,24 @@ class Learner:
         """No change."""
         return Learned({family: {} for family in self.rows})
 
-    def _learn_bounded(self, events: Interactions, bounds: Bounds) -> Learned:
-        """Learns a group in pieces, and drops between them what must go."""
+    def _learn_evaluated(self, events: Interactions, evaluation: Evaluation) -> Learned:
+        """Learns a group in parts, and evaluates some of its events between them."""
+        learned, start, met = self.nothing(), 0, self.learned + self.diverged
+        for end, at in evaluation.due(events, met):
+            if end > start:
+                learned.add(self._learn_group(events.part(start, end)))
+                start = end
+            ranked = evaluation.predicted(events, end, at, met)
+            if ranked is not None:
+                self._note_ranked(ranked)
+        learned.add(self._learn_group(events.part(start, len(events))))
+        return learned
+
+    def _learn_group(self, events: Interactions) -> Learned:
+        """Learns events; where there are bounds in pieces, between which it drops what must go."""
+        bounds = self.bounds
+        if bounds is None:
+            return self._learn(events)
         learned, start = self.nothing(), 0
         while start < len(events):
             for family, row_ids in bounds.excess(events, start, self.updated_at):
@@ -333,16 +356,19 @@ class Learner:
         if not isinstance(self.model, RankingModel):
             targets = self._targets(events)
             return targets, *self.model.learn(users, items, targets, events.times)
-        ranked = self.model.rank_then_learn(users, items, events.times, self.seq, self.config.ranking)
-        if self.ranking is not None:
-            counted = ranked.better[:, 0] != NOT_NEW
-            offered = chosen(items.ids.names, np.unique(ranked.offered))
-            self.ranking.update(
-                ranked.better[counted], ranked.ties[counted], ranked.returning[counted], ranked.head[counted], offered
-            )
-            self.ranking.cut += ranked.cut
+        self._note_ranked(self.model.rank_then_learn(users, items, events.times, self.seq, self.config.ranking))
         none = np.empty(0)
         return none, none, {}
+
+    def _note_ranked(self, ranked: Predicted) -> None:
+        if self.ranking is None:
+            return
+        counted = ranked.better[:, 0] != NOT_NEW
+        offered = chosen(self.model.ids[ITEM].names, np.unique(ranked.offered))
+        self.ranking.update(
+            ranked.better[counted], ranked.ties[counted], ranked.returning[counted], ranked.head[counted], offered
+        )
+        self.ranking.cut += ranked.cut
 
     def _targets(self, events: Interactions) -> Array:
         """What is learned of each event: its value if it is a rating, else the weight of its type."""

@@ -145,6 +145,20 @@ class RowModel(ABC):
         """The vectors in what :meth:`encode_rows` gave: shape ``(len(weights), n_factors)``, or without
         columns where rows of the family have none."""
 
+    def predicted(self, user_id: str) -> Array:
+        """What readers of Redis take for the prediction of a user who is known and each item: shape
+        ``(len(ids[ITEM].names),)``, by the items' numbers; whatever it is where a number is free."""
+        ids, of_users = self.ids[ITEM], self.encode_rows(USER, [user_id], self.ids[USER].find([user_id]))
+        row_ids = list(ids)
+        numbers = ids.find(row_ids)
+        of_items = self.encode_rows(ITEM, row_ids, numbers)
+        predicted = np.zeros(len(ids.names))
+        predicted[numbers] = self.biases(ITEM, of_items) + (self.global_mean() + self.biases(USER, of_users)[0])
+        if self.n_factors:
+            products = self.vectors(ITEM, of_items) * self.vectors(USER, of_users)
+            predicted[numbers] += products.sum(axis=1)
+        return predicted
+
     @abstractmethod
     def global_mean(self) -> float: ...
 

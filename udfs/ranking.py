@@ -25,6 +25,7 @@ MISS: Final = -1  # in the place of ``better``: the item was not known
 NOT_NEW: Final = -2  # the user met the item before, and only new ones count
 METRICS: Final = ("hit", "ndcg", "mrr")
 SEGMENTS: Final = ("all", "new users", "returning users", "head items", "tail items")
+BASELINES: Final = ("decayed popularity", "popularity")
 BLOCKS: Final = 20  # of which a window is made
 _WIDTH: Final = 1 + len(METRICS)
 
@@ -49,6 +50,9 @@ class RankingConfig:
     every
         Each how many events one is evaluated; 0 for none. How groups are treated holds all the same: what a model
         learns may depend on it.
+    thinned_above
+        Of a model of ratings: beyond so many known items that fewer are evaluated, of twice as many each second of
+        those, and so on. Then it costs the same however many items there are. None for never.
     window
         How many events the recent scores are over, about.
     head
@@ -62,6 +66,7 @@ class RankingConfig:
     every: int = 1
     window: int = 10_000
     head: float = 0.2
+    thinned_above: int | None = None
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.every < 0 or self.window < BLOCKS or not 0.0 < self.head < 1.0:
@@ -78,6 +83,7 @@ class RankingConfig:
             "items": "repeats allowed" if self.repeats else "only new to the user",
             "others of the group": self.others,
             "every": self.every,
+            **({} if self.thinned_above is None else {"thinned above": self.thinned_above}),
         }
 
     @classmethod
@@ -85,7 +91,8 @@ class RankingConfig:
         """The protocol that :meth:`named` states.
 
         >>> RankingConfig.of(RankingConfig(k=5, repeats=False).named())
-        RankingConfig(k=5, held_out=True, repeats=False, others='ranked', every=1, window=10000, head=0.2)
+        RankingConfig(k=5, held_out=True, repeats=False, others='ranked', every=1, window=10000, head=0.2, \
+thinned_above=None)
         """
         return cls(
             k=named["k"],
@@ -93,6 +100,7 @@ class RankingConfig:
             repeats=named["items"] == "repeats allowed",
             others=named["others of the group"],
             every=named["every"],
+            thinned_above=named.get("thinned above"),
         )
 
     def evaluated(self, first: int, n: int) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from udfs.models import Array
+from udfs.models import ITEM, USER, Array
 from udfs.rivermodels import ModelKind, RiverRanker
 
 
@@ -39,6 +39,15 @@ class TableRanker(RiverRanker):
         self._check_sizes(family, row_ids, blobs)
         numbers, table = self.ids[family].add(row_ids), self._fitting(family)
         table[numbers] = np.frombuffer(b"".join(blobs), dtype="<f8").reshape(len(blobs), table.shape[1])
+
+    def predicted(self, user_id: str) -> Array:
+        from udfs import kernels  # here, as numba takes half a second to import
+
+        user = self._tables[USER][self.ids[USER][user_id]][None]
+        items = self._tables[ITEM][: len(self.ids[ITEM].names)]
+        predicted: Array = self.biases(ITEM, items) + (self.global_mean() + self.biases(USER, user)[0])
+        kernels.add_products(items, self._vector_at[ITEM], self.vectors(USER, user)[0], predicted)
+        return predicted
 
     def river(self) -> Any:
         model = super().river()

@@ -100,7 +100,7 @@ RANKING: Final = Metric(
     "ranking_micros",
     "gauge",
     "millionths",
-    "hit, ndcg or mrr of a model that ranks and of each ranker beside it, over `all` events that were evaluated, the "
+    "hit, ndcg or mrr of the model and of each ranker beside it, over `all` events that were evaluated, the "
     "`recent` ones, or a segment of all (`new users`, `returning users`, `head items`, `tail items`), times 1,000,000.",
     ("shard", "ranker", "metric", "over"),
 )
@@ -108,21 +108,22 @@ BEATEN: Final = Metric(
     "beaten",
     "gauge",
     "rankers",
-    "Baselines that rank the recent events as well as the model or better, by NDCG.",
+    "Of a blend: baselines that rank the recent events as well as the model or better, by NDCG.",
     ("shard",),
 )
 COVERAGE: Final = Metric(
     "coverage_micros",
     "gauge",
     "millionths",
-    "Share of the known items that was in a list of a model that ranks, about, times 1,000,000.",
+    "Share of the known items that was in a list of the model, about, times 1,000,000.",
     ("shard",),
 )
 CUT: Final = Metric(
     "cut_groups",
     "counter",
     "groups",
-    "Groups of events that went on in another batch, and so were predicted as two.",
+    "Groups of events that went on in another batch, and so were predicted as two; of a model of ratings, those of the "
+    "events that were evaluated.",
 )
 BATCH_EVENTS_BUCKET: Final = Metric(
     "batch_events_bucket", "counter", "batches", "Batches that held no more than `le` events.", ("le",)
@@ -179,7 +180,7 @@ METRICS: Final = (
     PUBLISH_COUNT,
 )
 
-# Of models that rank only.
+# Where rankings are evaluated only.
 OF_RANKING: Final = (RANKING, BEATEN, COVERAGE, CUT)
 
 # Flink's own, as its reporter names them, that the dashboard and the alerts use besides.
@@ -274,6 +275,9 @@ def of_learner(learner: Learner, shard: int, now: int | None = None) -> Readings
             readings[SCORE, (of, name)] = round(value * SCALE)
     if learner.ranking is not None:
         readings |= of_ranking(learner.ranking, of, learner.known(ITEM))
+        if learner.evaluation is not None:
+            # What is liked is not what comes next: that popularity tells the latter better alarms nobody.
+            del readings[BEATEN, (of,)]
     if now is not None:
         readings[EVENT_LAG, (of,)] = now - learner.updated_at
     return readings

@@ -83,8 +83,9 @@ def test_stopped_half_way_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     lines = rated_events(15_000)
     source = write_lines(tmp_path / "events.jsonl", lines)
     # A rate at which the stop comes in the middle; small batches, so that windows and waiting events are open.
-    settings = {**MODEL, "source": f"file:{source}", "batch_bytes": 20_000}
+    settings = {**MODEL, "source": f"file:{source}", "batch_bytes": 20_000, "ranking.every": 50}
     whole = run_job(tmp_path / "whole", settings, notes=tmp_path / "notes-whole")
+    assert whole["ranking"]["all"]["popularity"]["n"] > 100
     with embedded_redis((tmp_path / "whole" / "redis").resolve()) as url:
         expected = all_fields(connect(url))
 
@@ -102,7 +103,7 @@ def test_stopped_half_way_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
         assert second["events"]["pending"] == 0
         assert second["carried"] == first["events"]["pending"]
         assert first["events"]["learned"] + second["events"]["learned"] == len(lines)
-        assert second["metrics"] == whole["metrics"]
+        assert second["metrics"] == whole["metrics"] and second["ranking"] == whole["ranking"]
         rows = stored_rows(tmp_path / "notes-1", tmp_path / "notes-2")
         assert rows == stored_rows(tmp_path / "notes-whole")
         # Redis too, to the byte: learned fields, tiles of windows that were open at the stop, sessions.
@@ -113,6 +114,7 @@ def test_bounds_hold_over_a_stop(tmp_path: Path) -> None:
     lines = rated_events(9_000)
     source = write_lines(tmp_path / "events.jsonl", lines)
     bounds = {"growth.max_users": 60, "growth.max_items": 30, "growth.min_events": 3, "growth.tail_rows": 8}
+    bounds |= {"ranking.every": 50}
     settings = {**MODEL, **bounds, "growth.expire_after": "1h", "source": f"file:{source}", "batch_bytes": 20_000}
     whole = run_job(tmp_path / "whole", settings)
     with embedded_redis((tmp_path / "whole" / "redis").resolve()) as url:
@@ -125,7 +127,8 @@ def test_bounds_hold_over_a_stop(tmp_path: Path) -> None:
         first = run_job(tmp_path / "state", settings, stop=stop)
         assert first["stopped"] and 0 < first["events"]["learned"] < len(lines)
         second = run_job(tmp_path / "state", settings)
-        assert second["metrics"] == whole["metrics"] and balanced(second["events"])
+        assert second["metrics"] == whole["metrics"] and second["ranking"] == whole["ranking"]
+        assert balanced(second["events"])
         assert {**second["published"], "writes": 0} == {**whole["published"], "writes": 0}
         assert all_fields(connect(url)) == expected
         assert sorted(connect(url).keys("freshet:tail:*")) == shared

@@ -72,8 +72,12 @@ def test_a_run_ranks_as_its_shards_together(shards: int) -> None:
     assert now.ranking["protocol"]["groups"] == "held out" and 0.0 < now.ranking["coverage"] <= 1.0
 
 
-def test_models_that_rate_and_runs_that_evaluate_nothing_have_no_ranking() -> None:
-    assert Job(2, ranking=CONFIG).standing.ranking is None
+def test_models_of_ratings_have_a_ranking_too_and_runs_that_evaluate_nothing_have_none() -> None:
+    job = Job(2, ranking=CONFIG)
+    events = [{"user_id": "ann", "item_id": i, "event_value": 3.0, "timestamp": 1 + n} for n, i in enumerate("abab")]
+    job.put([orjson.dumps(event) for event in events], ended=True)
+    ranking = job.standing.ranking
+    assert ranking is not None and ranking["model"] == "baseline" and ranking["all"]["popularity"]["n"] == 4
     assert job_of(2, None).standing.ranking is None
     assert standing({}, [], "7-0", 2, (0, 0)).ranking is None
 
@@ -171,13 +175,24 @@ def test_the_end_shows_the_model_beside_its_baselines() -> None:
 @pytest.mark.parametrize(
     ("of_popularity", "said"),
     [
-        ((0.3, 0.0), "popularity ranks better than the model (ndcg@10 0.3000 against 0.2631, over 100 events): "),
-        ((0.2, 0.1), "popularity ranks as well as the model (ndcg@10 0.2631 against 0.2631, over 100 events): "),
+        (
+            (0.3, 0.0),
+            "better than the model (ndcg@10 0.3000 against 0.2631, over 100 events): ",
+        ),
+        (
+            (0.2, 0.1),
+            "as well as the model (ndcg@10 0.2631 against 0.2631, over 100 events): ",
+        ),
     ],
 )
 def test_a_baseline_that_the_model_does_not_beat_is_named(of_popularity: tuple[float, float], said: str) -> None:
     [verdict] = rankings.verdicts(values_of([(0.2, 0.1), of_popularity, (0.0, 0.0)], ("blend", "popularity", "last")))
-    assert verdict.startswith(said)
+    assert verdict.startswith(f"warning: popularity ranks {said}")
+
+
+def test_that_popularity_ranks_better_than_a_model_of_ratings_is_no_warning() -> None:
+    [verdict] = rankings.verdicts(values_of([(0.2, 0.1), (0.3, 0.0)], ("biased_mf", "popularity")))
+    assert verdict.startswith("note: popularity ranks better than the model") and "--model blend" in verdict
 
 
 @pytest.mark.parametrize(
@@ -189,6 +204,10 @@ def test_a_baseline_that_the_model_does_not_beat_is_named(of_popularity: tuple[f
         (
             RankingConfig(others="left out"),
             "every event, repeats allowed, groups held out, others of the group left out",
+        ),
+        (
+            RankingConfig(every=1_000, repeats=False, thinned_above=10_000),
+            "1 event in 1,000 (fewer above 10,000 items), only new to the user, groups held out",
         ),
     ],
 )
@@ -210,8 +229,9 @@ def test_errors_are_left_out_of_the_summary_of_a_model_that_ranks() -> None:
 # ------------------------------------------------------------------------------------------- settings
 
 
-def ranking_settings(**values: Any) -> RankingConfig:
-    return ranking_of(resolve([Layer("--set", {f"ranking.{name}": value for name, value in values.items()})]))
+def ranking_settings(model: str = "blend", **values: Any) -> RankingConfig:
+    given = {"model.name": model} | {f"ranking.{name}": value for name, value in values.items()}
+    return ranking_of(resolve([Layer("--set", given)]))
 
 
 def test_settings_say_what_is_evaluated() -> None:
@@ -221,6 +241,11 @@ def test_settings_say_what_is_evaluated() -> None:
     given = ranking_settings(k="5", every="1", window="200", groups="event by event", repeats="false")
     assert given == RankingConfig(k=5, held_out=False, repeats=False, every=1, window=200)
     assert ranking_settings(others="left out") == RankingConfig(every=10, others="left out")
+    # Models of ratings leave out what users have seen, served and evaluated, and are evaluated more seldom.
+    rarely = RankingConfig(every=1_000, repeats=False, thinned_above=10_000)
+    assert ranking_settings("biased_mf") == ranking_settings("stack") == rarely
+    assert ranking_settings("kalman_mf", repeats="true", every="5") == RankingConfig(every=5)
+    assert ranking_settings("baseline", others="left out") == replace(rarely, repeats=True, others="left out")
 
 
 @pytest.mark.parametrize(

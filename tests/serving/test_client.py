@@ -16,8 +16,10 @@ from tests.shells import batch_of, publish
 from tests.udfs.cases import rows_of
 from udfs.entities import LearnedEntities, header_entity, tile_entities
 from udfs.growth import GrowthConfig
+from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.publisher import Author, Publisher
+from udfs.ranking import RankingConfig
 from udfs.ratings import KalmanMF
 from udfs.stack import Stack, default_raters
 from udfs.tail import tail_id, tail_number
@@ -38,11 +40,12 @@ class World:
         epoch: int = EPOCH,
         factors: int = 4,
         growth: GrowthConfig | None = None,
+        ranking: RankingConfig | None = None,
     ) -> None:
         self.publisher = Publisher(url, "w")
         self.shards, self.epoch, self.time = shards, epoch, T0
         params = {} if kind == "baseline" else {"n_factors": factors}
-        config = LearnerConfig(seen=5, growth=growth or GrowthConfig())
+        config = LearnerConfig(seen=5, growth=growth or GrowthConfig(), ranking=ranking)
         self.learners = [Learner(config, build(kind, params)) for _ in range(shards)]
 
     def learn(self, log: list[tuple[str, str, float]]) -> None:
@@ -94,6 +97,23 @@ def test_recommendations_are_the_models_best(redis_url: str, client: Client, kin
             assert order == sorted(order, reverse=True)
             left = [value for item, value in predicted.items() if item not in scores and not (exclude and item in seen)]
             assert max(left) <= min(order) + 1e-5
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+@pytest.mark.parametrize("kind", ["baseline", "biased_mf", "kalman_mf", "stack"])
+def test_what_is_recommended_is_what_is_evaluated(redis_url: str, client: Client, kind: str, repeats: bool) -> None:
+    world = World(redis_url, kind=kind, ranking=RankingConfig(k=5, repeats=repeats, every=7))
+    world.learn(log_of(600))
+    [learner] = world.learners
+    assert learner.evaluation is not None
+    for user in ("u0", "u7", "nobody"):
+        event = Interactions.of([[world.time, "", user, "an item that is new", "rating", 3.0, 0, 1]])
+        evaluated = learner.evaluation.predicted(event, 0, 0, met=0)
+        assert evaluated is not None
+        offered = {learner.model.ids["item"].names[number] for number in evaluated.offered}
+        assert {r.item_id for r in client.recommend(user, 5).items} == offered and len(offered) == 5
+        if user != "nobody":
+            assert bool(offered & set(learner.rows["user"][user].seen)) <= repeats
 
 
 def test_recommendations_end_with_the_items(redis_url: str, client: Client) -> None:

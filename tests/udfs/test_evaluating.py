@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from tests.shells import batch_of
 from tests.udfs.counting import GROWTH, Counting
+from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig, build
-from udfs.ranking import RankingConfig, RankingScores
+from udfs.ranking import BASELINES, MISS, RankingConfig, RankingScores
 
 T0 = 1_700_000_000_000
 CONFIG = RankingConfig(k=3, window=20)
@@ -43,14 +44,32 @@ def learn(learner: Learner, log: Log) -> None:
     learner.finished_batches()
 
 
-def restored(learner: Learner, config: RankingConfig | None) -> Learner:
-    """The learner of the next process."""
+def rating_learner(
+    config: RankingConfig | None,
+    case: tuple[str, dict[str, Any], Any] = ("biased_mf", {"n_factors": 3}, "compiled"),
+    **more: Any,
+) -> Learner:
+    """A learner whose model predicts values, which are noise here, with an opinion that soon shows."""
+    name, params, engine = case
+    return Learner(LearnerConfig(ranking=config, half_life=20, **more), build(name, params, engine=engine))
+
+
+def restored(
+    learner: Learner,
+    config: RankingConfig | None,
+    other: Learner | None = None,
+    counters: dict[str, bytes] | None = None,
+) -> Learner:
+    """The learner of the next process; ``counters`` are what all before it have stored of tails."""
     rows = [
         (family, row_id, blob)
         for family, of in learner.encode(learner.everything()).items()
         for row_id, blob in zip(of.row_ids, of.blobs, strict=True)
     ]
-    other = learner_of(config)
+    counters = {} if counters is None else counters
+    counters.update(learner.counters())
+    rows += [(*name.split(":", 1), blob) for name, blob in counters.items()]
+    other = other or learner_of(config)
     other.restore(learner.header(), rows, [])
     return other
 
@@ -123,10 +142,10 @@ def test_scores_of_another_protocol_are_left_behind(other: RankingConfig) -> Non
     assert changed.ranking.values()["all"]["faded"]["n"] == len(range(0, 50, other.every))
 
 
-def test_nothing_is_evaluated_where_none_is_asked_for_and_of_models_that_rate() -> None:
+def test_nothing_is_evaluated_where_none_is_asked_for() -> None:
     silent = learner_of(None)
     learn(silent, log_of(30))
-    rating = Learner(LearnerConfig(ranking=CONFIG), build("baseline", {}))
+    rating = rating_learner(replace(CONFIG, every=0))
     learn(rating, log_of(30))
     assert silent.summary()["ranking"] is None is rating.summary()["ranking"] and rating.learned == 30
     assert restored(silent, CONFIG).ranking is not None
@@ -139,3 +158,150 @@ def test_a_state_says_itself_what_it_is_of() -> None:
     read = RankingScores.of(summary["ranking"])
     assert learner.ranking is not None and read.values(9) == learner.ranking.values(9)
     assert read.baselines == ["popularity"] and read.state() == learner.ranking.state()
+
+
+# ------------------------------------------------------------------------------------- models of ratings
+
+RATERS: list[tuple[str, dict[str, Any], Any]] = [
+    ("baseline", {}, "compiled"),
+    ("biased_mf", {"n_factors": 3}, "compiled"),
+    ("biased_mf", {"n_factors": 3}, "river"),
+    ("funk_mf", {"n_factors": 3, "optimizer": "Adam", "optimizer.lr": 0.1}, "river"),
+    ("kalman_mf", {"n_factors": 3}, "compiled"),
+    ("stack", {"n_factors": 3}, "compiled"),
+]
+PROTOCOLS = [
+    CONFIG,
+    replace(CONFIG, every=3),
+    replace(CONFIG, repeats=False),
+    replace(CONFIG, held_out=False),
+    replace(CONFIG, others="left out"),
+]
+
+
+def rated(n: int, seed: int = 0) -> Log:
+    """Events with values, so that who is asked about them has an opinion."""
+    rng = np.random.default_rng(seed)
+    return [
+        [*event[:4], "rating", float(value), *event[6:]]
+        for event, value in zip(log_of(n), rng.random(n) * 5, strict=True)
+    ]
+
+
+def slowly(log: Log, config: RankingConfig, case: tuple[str, dict[str, Any], Any]) -> RankingScores:
+    """What is evaluated, event by event, from a learner that knows nothing of it, and with sorted lists."""
+    learner, scores = rating_learner(None, case, seen=4), RankingScores(config, [case[0], *BASELINES], BASELINES)
+    due = []
+    for at in range(0, len(log), config.every):
+        mine = [k for k in range(len(log)) if (log[k][0], log[k][2]) == (log[at][0], log[at][2])]
+        due.append((mine[0] if config.held_out else at, at, {log[k][3] for k in mine} - {log[at][3]}))
+    learned = 0
+    for first, at, others in sorted(due, key=lambda of: of[:2]):
+        if first > learned:
+            learn(learner, log[learned:first])
+            learned = first
+        (_, _, user_id, item_id, *_), items = log[at], learner.rows["item"]
+        counts = {i: float(items[i].count) for i in items}
+        faded = {i: items[i].popularity for i in items}
+        opinion, user = dict(faded), learner.rows["user"].get(user_id)
+        if user is not None:
+            model = learner.model
+            of_user = model.encode_rows("user", [user_id], model.ids["user"].find([user_id]))
+            of_items = model.encode_rows("item", list(items), model.ids["item"].find(list(items)))
+            values = model.global_mean() + model.biases("user", of_user)[0] + model.biases("item", of_items)
+            if model.n_factors:
+                values = values + model.vectors("item", of_items) @ model.vectors("user", of_user)[0]
+            opinion = dict(zip(items, values.tolist(), strict=True))
+        seen = set(user.seen) if user is not None and not config.repeats else set()
+        if item_id in seen:
+            continue
+        without = seen | (others if config.others == "left out" else set())
+        better, ties = [], []
+        for of in (opinion, faded, counts):
+            known = item_id in of
+            own = of.get(item_id, 0.0)
+            ranked = [value for i, value in of.items() if i not in without and i != item_id]
+            better.append(sum(value > own and abs(value - own) > 1e-9 for value in ranked) if known else MISS)
+            ties.append(sum(abs(value - own) <= 1e-9 for value in ranked) if known else 0)
+        head = item_id in faded and sum(v > faded[item_id] for v in faded.values()) < config.head * len(items)
+        best = sorted((i for i in opinion if i not in without), key=lambda i: (-opinion[i], i))[: config.k]
+        scores.update(np.array([better]), np.array([ties]), np.array([user is not None]), np.array([head]), best)
+    return scores
+
+
+@pytest.mark.parametrize("case", RATERS, ids=lambda case: f"{case[0]}-{case[2]}")
+@pytest.mark.parametrize("config", PROTOCOLS, ids=lambda config: "-".join(map(str, config.named().values())))
+def test_a_model_of_ratings_is_ranked_as_slow_code_does(
+    case: tuple[str, dict[str, Any], Any], config: RankingConfig
+) -> None:
+    log = rated(160)
+    learner, plain = rating_learner(config, case, seen=4), rating_learner(None, case, seen=4)
+    learn(learner, log)
+    learn(plain, log)
+    assert learner.ranking is not None
+    found, expected = learner.ranking.values(15), slowly(log, config, case).values(15)
+    for segment in ("all", "new users", "returning users", "head items", "tail items", "recent"):
+        for name, of in expected[segment].items():
+            assert found[segment][name] == pytest.approx(of), (segment, name)
+    assert found["coverage"] == pytest.approx(expected["coverage"])
+    assert found["model"] == case[0] and found["all"]["popularity"]["n"] > 0
+    assert 0.0 < found["all"][case[0]]["hit"] < 1.0
+    # Nothing that is learned depends on it.
+    everything = [
+        [of.blobs for of in one.encode(one.everything()).values()] + [one.model.header(), one.scores.means]
+        for one in (learner, plain)
+    ]
+    assert everything[0] == everything[1]
+
+
+@given(
+    cuts=st.sets(st.integers(1, 119)),
+    every=st.sampled_from([1, 7]),
+    stopped=st.booleans(),
+    bounds=st.sampled_from([{}, {"max_users": 3, "max_items": 8}, {"min_events": 3, "tail_rows": 2}]),
+)
+def test_batches_and_restarts_do_not_matter_to_models_of_ratings(
+    cuts: set[int], every: int, stopped: bool, bounds: dict[str, int]
+) -> None:
+    log = rated(120)
+    config = replace(CONFIG, every=every, thinned_above=5)
+
+    def new() -> Learner:
+        return rating_learner(config, growth=GrowthConfig(**bounds))
+
+    whole, parts, counters = new(), new(), {}
+    learn(whole, log)
+    at_ends = [0, *sorted(cut for cut in cuts if log[cut][0] != log[cut - 1][0]), len(log)]
+    for start, end in itertools.pairwise(at_ends):
+        learn(parts, log[start:end])
+        parts = restored(parts, config, new(), counters) if stopped else parts
+    assert parts.summary()["ranking"] == whole.summary()["ranking"]
+    assert parts.ranking is not None and parts.ranking.cut == 0
+
+
+def test_a_tail_and_what_was_dropped_is_not_ranked() -> None:
+    learner = rating_learner(CONFIG, growth=GrowthConfig(min_events=2, tail_rows=2))
+    learn(learner, [[T0 + k, "", "ann", item, "rating", 5.0, 0, k] for k, item in enumerate(["tea", "rum", "tea"])])
+    assert learner.known("item") == 1 and len(learner.model.ids["item"]) > 1
+    learn(learner, [[T0 + 9, "", "ann", "tea", "rating", 5.0, 0, 9]])
+    assert learner.ranking is not None
+    shown = learner.ranking.values(learner.known("item"))
+    # The first three were not known; tea then is the only one that is ranked.
+    assert shown["all"]["biased_mf"] == {"hit": 0.25, "ndcg": 0.25, "mrr": 0.25, "n": 4}
+    assert shown["all"]["popularity"]["hit"] == 0.25 and shown["coverage"] == pytest.approx(1.0)
+
+
+def test_many_items_are_ranked_more_seldom() -> None:
+    learner = rating_learner(replace(CONFIG, every=2, thinned_above=10))
+    learn(learner, [[T0 + k, "", "ann", f"i{k}", "rating", 1.0, 0, k] for k in range(40)])
+    # Of the even ones all up to 10 known items, each second up to 20, each third up to 30, and each fourth.
+    assert learner.ranking is not None
+    assert learner.ranking.values()["all"]["biased_mf"]["n"] == 6 + 3 + 2 + 1
+
+
+def test_a_basket_of_a_model_of_ratings_that_straddles_two_batches_is_counted() -> None:
+    learner = rating_learner(CONFIG)
+    basket = [[T0, "", "ann", item, "view", 1.0, 0, at] for at, item in enumerate(("tea", "rum", "gin"))]
+    learn(learner, basket[:1])
+    learn(learner, basket[1:])
+    assert learner.ranking is not None and learner.ranking.cut == 2  # events of it that were evaluated

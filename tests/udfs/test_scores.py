@@ -86,8 +86,11 @@ def test_errors_of_ratings_have_a_history_too(publisher: Publisher, redis_connec
             [[T0 + at, "", "ann", f"i{at % 3}", "rating", float(at % 5), 0, at] for at in range(start, start + 20)]
         )
     history = Client(redis_connection, "p").metrics(2)
-    assert [of.seq for of in history] == [40, 60] and history[0].ranking is None
+    assert [of.seq for of in history] == [40, 60]
     assert history[-1].metrics == shard.learner.summary()["metrics"] and history[-1].metrics["n"] == 60
+    assert shard.learner.ranking is not None and history[-1].ranking is not None
+    shown = shard.learner.ranking.values(3)
+    assert history[-1].ranking == {name: of for name, of in shown.items() if name not in ("model", "baselines")}
     assert Client(redis_connection, "p").metrics(0) == [] == Client(redis_connection, "other").metrics()
 
 
