@@ -77,7 +77,10 @@ def _rival(title: str, name: str, *options: Any, share: float = 1.0) -> Competit
 COMPETITORS: Final = {
     "freshet": _freshet("freshet, default windows"),
     "freshet-no-windows": _freshet("freshet, tiles.enabled=false", tiles__enabled="false"),
-    "freshet-river": _freshet("the same, learner.engine=river", tiles__enabled="false", learner__engine="river"),
+    "freshet-not-evaluated": _freshet("no windows, ranking.every=0", tiles__enabled="false", ranking__every=0),
+    "freshet-river": _freshet(
+        "tiles.enabled=false, learner.engine=river", tiles__enabled="false", learner__engine="river"
+    ),
     "blend": _blend("not evaluated", ranking__every=0),
     "blend-evaluated": _blend("1 event in 10 evaluated", ranking__every=10),
     "plain-pyflink": _rival("plain PyFlink job, no windows", "plain_pyflink", share=0.1),

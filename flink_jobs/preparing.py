@@ -337,11 +337,10 @@ def ranking_of(resolved: Resolved) -> RankingConfig:
     repeats = given.repeats
     if repeats is None:
         repeats = ranks or given.others == "left out"
-    every, thinned_above = given.every, None
-    if every is None:
-        every, thinned_above = (10, None) if ranks else (1_000, 10_000)
+    rarely = given.every is None and not ranks
+    every = 10 if given.every is None else given.every
     held_out = given.groups == "held out"
-    return RankingConfig(given.k, held_out, repeats, given.others, every, given.window, thinned_above=thinned_above)
+    return RankingConfig(given.k, held_out, repeats, given.others, every, given.window, rarely=rarely)
 
 
 def job_of(

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from udfs.building import BLEND
-from udfs.ranking import METRICS, SEGMENTS, RankingScores
+from udfs.ranking import METRICS, RARELY, SEGMENTS, RankingScores
 
 
 def merged(summaries: Sequence[Mapping[str, Any]], known: int) -> dict[str, Any] | None:
@@ -47,9 +47,10 @@ def line(ranking: Mapping[str, Any]) -> str:
 def protocol(ranking: Mapping[str, Any]) -> str:
     """What was evaluated, and how."""
     of = ranking["protocol"]
-    parts = ["every event" if of["every"] == 1 else f"1 event in {of['every']:,}", of["items"]]
-    if "thinned above" in of:
-        parts[0] += f" (fewer above {of['thinned above']:,} items)"
+    every = "every event" if of["every"] == 1 else f"1 event in {of['every']}"
+    if of["every"] == "rarely":
+        every = f"{RARELY.row} events in {RARELY.sparse:,} (of the first {RARELY.first:,} 1 in {RARELY.dense})"
+    parts = [every, of["items"]]
     parts.append(f"groups {of['groups']}" if of["groups"] == "held out" else of["groups"])
     if of["others of the group"] != "ranked":
         parts.append(f"others of the group {of['others of the group']}")

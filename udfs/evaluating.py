@@ -61,13 +61,13 @@ class Evaluation:
     def predicted(self, events: Interactions, start: int, at: int, met: int) -> Predicted | None:
         """Where the item of the event at a place stands, when all before ``start`` is learned, where its group begins.
 
-        None if this one is passed over: as there are many items, see :attr:`RankingConfig.thinned_above`, or as only
-        items count that are new to the user, which are those that are not among the last that its row keeps.
+        None if this one is passed over: as there are many items, see :attr:`RankingConfig.rarely`, or as only items
+        count that are new to the user, which are those that are not among the last that its row keeps.
         """
         config, ids, users = self.config, self._model.ids[ITEM], self._rows[USER]
         shared = np.array(self._shared(ITEM), dtype=np.intp)
         known = len(ids) - len(shared)
-        if config.thinned_above and (met + at) // config.every % max(-(-known // config.thinned_above), 1):
+        if config.passed_over(met + at, known):
             return None
         user_id, time = events.user_ids[at], int(events.times[at])
         user, item = users.ids.get(user_id, -1), ids.get(events.item_ids[at], MISS)

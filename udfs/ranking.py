@@ -15,7 +15,7 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,19 @@ BLOCKS: Final = 20  # of which a window is made
 _WIDTH: Final = 1 + len(METRICS)
 
 Others = Literal["ranked", "left out"]
+
+
+class _Rarely(NamedTuple):
+    """What :attr:`RankingConfig.rarely` stands for, which was measured: docs/decisions/0031."""
+
+    first: int = 50_000
+    dense: int = 100
+    sparse: int = 100_000
+    row: int = 20
+    items: int = 10_000
+
+
+RARELY: Final = _Rarely()
 
 
 @dataclass(frozen=True)
@@ -50,9 +63,10 @@ class RankingConfig:
     every
         Each how many events one is evaluated; 0 for none. How groups are treated holds all the same: what a model
         learns may depend on it.
-    thinned_above
-        Of a model of ratings: beyond so many known items that fewer are evaluated, of twice as many each second of
-        those, and so on. Then it costs the same however many items there are. None for never.
+    rarely
+        In place of ``every``, for models of ratings, of which all items are ranked anew between one part of a batch and
+        the next: of a shard's first 50,000 events one in 100, then of each 100,000 the first 20; and beyond 10,000
+        known items fewer, in proportion.
     window
         How many events the recent scores are over, about.
     head
@@ -66,7 +80,7 @@ class RankingConfig:
     every: int = 1
     window: int = 10_000
     head: float = 0.2
-    thinned_above: int | None = None
+    rarely: bool = False
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.every < 0 or self.window < BLOCKS or not 0.0 < self.head < 1.0:
@@ -82,8 +96,7 @@ class RankingConfig:
             "groups": "held out" if self.held_out else "event by event",
             "items": "repeats allowed" if self.repeats else "only new to the user",
             "others of the group": self.others,
-            "every": self.every,
-            **({} if self.thinned_above is None else {"thinned above": self.thinned_above}),
+            "every": "rarely" if self.rarely else self.every,
         }
 
     @classmethod
@@ -92,23 +105,31 @@ class RankingConfig:
 
         >>> RankingConfig.of(RankingConfig(k=5, repeats=False).named())
         RankingConfig(k=5, held_out=True, repeats=False, others='ranked', every=1, window=10000, head=0.2, \
-thinned_above=None)
+rarely=False)
         """
         return cls(
             k=named["k"],
             held_out=named["groups"] == "held out",
             repeats=named["items"] == "repeats allowed",
             others=named["others of the group"],
-            every=named["every"],
-            thinned_above=named.get("thinned above"),
+            **({"rarely": True} if named["every"] == "rarely" else {"every": named["every"]}),
         )
 
     def evaluated(self, first: int, n: int) -> Array:
         """Which of ``n`` events are evaluated, the first of which is the shard's ``first``-th: shape ``(n,)``."""
         if not self.every:
             return np.zeros(n, dtype=np.bool_)
-        chosen: Array = np.arange(first, first + n) % self.every == 0
+        numbers = np.arange(first, first + n)
+        chosen: Array = numbers % self.every == 0
+        if self.rarely:
+            early, late = numbers % RARELY.dense == 0, numbers % RARELY.sparse < RARELY.row
+            chosen = np.where(numbers < RARELY.first, early, late)
         return chosen
+
+    def passed_over(self, number: int, known: int) -> bool:
+        """Whether an event that :meth:`evaluated` chose is not evaluated after all, as so many items are known."""
+        stride = RARELY.dense if number < RARELY.first else RARELY.sparse
+        return self.rarely and number // stride % max(-(-known // RARELY.items), 1) != 0
 
 
 @dataclass

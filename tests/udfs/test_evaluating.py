@@ -16,7 +16,7 @@ from tests.shells import batch_of
 from tests.udfs.counting import GROWTH, Counting
 from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig, build
-from udfs.ranking import BASELINES, MISS, RankingConfig, RankingScores
+from udfs.ranking import BASELINES, MISS, RARELY, RankingConfig, RankingScores
 
 T0 = 1_700_000_000_000
 CONFIG = RankingConfig(k=3, window=20)
@@ -264,7 +264,7 @@ def test_batches_and_restarts_do_not_matter_to_models_of_ratings(
     cuts: set[int], every: int, stopped: bool, bounds: dict[str, int]
 ) -> None:
     log = rated(120)
-    config = replace(CONFIG, every=every, thinned_above=5)
+    config = replace(CONFIG, every=every)
 
     def new() -> Learner:
         return rating_learner(config, growth=GrowthConfig(**bounds))
@@ -291,12 +291,29 @@ def test_a_tail_and_what_was_dropped_is_not_ranked() -> None:
     assert shown["all"]["popularity"]["hit"] == 0.25 and shown["coverage"] == pytest.approx(1.0)
 
 
-def test_many_items_are_ranked_more_seldom() -> None:
-    learner = rating_learner(replace(CONFIG, every=2, thinned_above=10))
+def test_by_default_events_of_models_of_ratings_are_evaluated_rarely() -> None:
+    config = replace(CONFIG, rarely=True)
+    chosen = np.flatnonzero(config.evaluated(0, 400_000))
+    assert chosen.tolist() == [*range(0, 50_000, 100), *(n * 100_000 + k for n in range(1, 4) for k in range(20))]
+    whole = [config.evaluated(first, 30) for first in range(49_900, 50_100, 30)]
+    assert np.concatenate(whole)[:200].tolist() == config.evaluated(49_900, 200).tolist()
+    assert not any(replace(config, every=0).evaluated(0, 1_000))
+    # Beyond 10,000 items each second, beyond 20,000 each third.
+    taken = [
+        [at for at in chosen.tolist() if not config.passed_over(at, known)] for known in (0, 10_000, 10_001, 30_000)
+    ]
+    assert [len(of) for of in taken] == [560, 560, 250 + 20, 167 + 20]
+    assert RankingConfig.of(config.named()) == replace(config, every=1, window=10_000)
+
+
+def test_many_items_are_ranked_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("udfs.ranking.RARELY", RARELY._replace(dense=2, items=10))
+    learner = rating_learner(replace(CONFIG, rarely=True))
     learn(learner, [[T0 + k, "", "ann", f"i{k}", "rating", 1.0, 0, k] for k in range(40)])
     # Of the even ones all up to 10 known items, each second up to 20, each third up to 30, and each fourth.
     assert learner.ranking is not None
-    assert learner.ranking.values()["all"]["biased_mf"]["n"] == 6 + 3 + 2 + 1
+    evaluated = [k for k in range(0, 40, 2) if k // 2 % max(-(-k // 10), 1) == 0]
+    assert learner.ranking.values()["all"]["biased_mf"]["n"] == len(evaluated) == 12
 
 
 def test_a_basket_of_a_model_of_ratings_that_straddles_two_batches_is_counted() -> None:
