@@ -65,6 +65,7 @@ RATED: Final = "movielens-latest-small"
 PROTOCOLS: Final = {ALL: "repeats allowed", NEW: "only new to the user", LEFT_OUT: "others left out"}
 K: Final = 10
 BATCHES: Final = (10, 100, 1_000)
+SHARDS: Final = (1, 2, 4, 8)
 # What shards might share of their blends, part by part.
 COUNTS: Final = ("popular", "counts", "repeated")
 OF_ITEMS: Final = (*COUNTS, "follows", "near", "vectors", "changed")
@@ -216,7 +217,7 @@ def shards(streams: dict[str, Stream], every: int) -> dict[str, Any]:
     shared more, at once."""
     rows: list[tuple[str, ...]] = [("shards", "shared", *streams)]
     result: dict[str, Any] = {}
-    for count in (1, 2, 4, 8):
+    for count in SHARDS:
         for title, names in SHARED.items() if count > 1 else [("", ())]:
             figures = [shared(stream, count, names, every) for stream in streams.values()]
             rows.append((f"{count}", title, *(f"{of:.4f}" for of in figures)))
@@ -316,6 +317,15 @@ def learned(name: str, settings: dict[str, Any], stream: Stream) -> Array:
     model = build(name, settings)
     users, items = Group(model.ids[USER], stream.user_ids), Group(model.ids[ITEM], stream.item_ids)
     return model.learn(users, items, stream.values, stream.times)[0]
+
+
+def by_shards(name: str, settings: dict[str, Any], stream: Stream, count: int) -> Array:
+    """What so many models predict, each of the users of a shard."""
+    of_users, predictions = np.array([shard_of(user_id, count) for user_id in stream.user_ids]), np.empty(len(stream))
+    for shard in range(count):
+        mine = np.flatnonzero(of_users == shard)
+        predictions[mine] = learned(name, settings, stream.part(mine))
+    return predictions
 
 
 def served(name: str, settings: dict[str, Any], stream: Stream, size: int) -> Array:
@@ -425,6 +435,12 @@ def ratings(stream: Stream) -> dict[str, Any]:
         rows.append((f"--model {name}", *(f"{rmse:.4f} {mae:.4f}" for rmse, mae in found)))
         result.setdefault("served", {})[name] = dict(zip(map(str, BATCHES), found, strict=True))
     show("What readers of Redis predict, from rows as they were written after the batch before", rows)
+    rows = [("2nd half: RMSE, MAE", *(f"{n} shards" for n in SHARDS))]
+    for name, of in (("biased_mf", settings), *((name, {}) for name in FILTERS)):
+        spread = [errors(ys[half:], by_shards(name, of, stream, n)[half:], clip) for n in SHARDS]
+        rows.append((f"--model {name}", *(f"{rmse:.4f} {mae:.4f}" for rmse, mae in spread)))
+        result.setdefault("shards", {})[name] = dict(zip(map(str, SHARDS), spread, strict=True))
+    show("What more shards cost", rows)
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from udfs.jit import njit
 from udfs.models import Array
 from udfs.recommenders import Recommender, all_grown, grown
 
-_HIGH: Final = 2.0**332  # a power of two, so that dividing by it loses nothing
+_BITS: Final = 332
+_HIGH: Final = 2.0**_BITS  # a power of two, so that dividing by it loses nothing
 _GONE: Final = 6  # after so many divisions by it nothing is left of a weight
 
 
@@ -58,11 +59,18 @@ def popularise(of: Popularity, item: int) -> None:
         scales[at, 1] += scales[at, 0]
         scales[at, 0] *= of.growths[at]
         if scales[at, 0] > _HIGH:
-            for other in range(weights.shape[1]):
-                weights[at, other] /= _HIGH
-            scales[at, 0] /= _HIGH
-            scales[at, 1] /= _HIGH
-            scales[at, 2] += 1.0
+            _divide(of, at)
+
+
+@njit(cache=True)
+def _divide(of: Popularity, at: int) -> None:
+    """Divides what one half-life has counted."""
+    weights, scales = of.weights, of.scales
+    for other in range(weights.shape[1]):
+        weights[at, other] /= _HIGH
+    scales[at, 0] /= _HIGH
+    scales[at, 1] /= _HIGH
+    scales[at, 2] += 1.0
 
 
 def divided(weights: Array, times: Array) -> Array:
@@ -102,6 +110,27 @@ def _learn_popularity(items: Array, of: Popularity, counts: Array) -> None:
 
 
 @njit(cache=True)
+def _learn_in_time(items: Array, times: Array, newest: Array, half_life: float, of: Popularity, counts: Array) -> None:
+    """As :func:`_learn_popularity`, but what an event weighs grows with time; ``newest`` is the newest time so far."""
+    for event in range(len(items)):
+        item, passed = items[event], 0.0
+        if newest[0] >= 0:
+            passed = (times[event] - newest[0]) / half_life
+        if passed > 0.0:
+            for _ in range(min(int(passed // _BITS), _GONE)):
+                of.scales[0, 0] *= _HIGH
+                _divide(of, 0)
+            of.scales[0, 0] *= 2.0 ** (passed % _BITS)
+            if of.scales[0, 0] > _HIGH:
+                _divide(of, 0)
+        weight = of.scales[0, 0] * 2.0 ** min(passed, 0.0)  # what comes late weighs as if it had come in time
+        of.weights[0, item] += weight
+        of.scales[0, 1] += weight
+        counts[item] += 1.0
+        newest[0] = max(newest[0], times[event])
+
+
+@njit(cache=True)
 def _learn_repeats(users: Array, items: Array, times: Array, met: Histories, of: Popularity, counts: Array) -> None:
     for event in range(len(users)):
         popularise(of, items[event])
@@ -110,13 +139,15 @@ def _learn_repeats(users: Array, items: Array, times: Array, met: Histories, of:
 
 
 class DecayedPopularity(Recommender):
-    r"""The share of an item in the last events: $\sum_e 2^{-a_e / h}$ over its events, which were $a_e$ events ago,
-    divided by the same sum over all.
+    r"""The share of an item in the last events: $\sum_e 2^{-a_e / h}$ over its events, which were $a_e$ events or
+    milliseconds ago, divided by the same sum over all.
 
     Parameters
     ----------
     half_life
-        h in events; infinite for plain popularity.
+        h; infinite for plain popularity.
+    unit
+        Of h and of ages: ``"events"``, whatever time passes between them, or ``"ms"``, whatever happens meanwhile.
 
     References
     ----------
@@ -128,19 +159,27 @@ class DecayedPopularity(Recommender):
     >>> model.learn(["ann"] * 5, ["tea", "tea", "rum", "rum", "tea"], np.arange(5))
     >>> model.rank("eve"), round(model.score("eve", "rum"), 3)
     (['tea', 'rum'], 0.429)
+    >>> model = DecayedPopularity(half_life=60_000, unit="ms")
+    >>> model.learn(["ann"] * 3, ["tea", "tea", "rum"], np.array([0, 0, 120_000]))
+    >>> model.rank("eve"), round(model.score("eve", "rum"), 3)
+    (['rum', 'tea'], 0.667)
     """
 
-    def __init__(self, half_life: float = 10_000.0) -> None:
+    def __init__(self, half_life: float = 10_000.0, unit: Literal["events", "ms"] = "events") -> None:
         super().__init__()
-        self.half_life = half_life
+        self.half_life, self.unit = half_life, unit
         self.popularity = popularity((half_life,))
+        self.newest = np.full(1, -1, dtype=np.int64)
 
     def fit(self) -> None:
         super().fit()
         self.popularity = popularity_grown(self.popularity, len(self.items.names))
 
     def learn_numbers(self, users: Array, items: Array, times: Array) -> None:
-        _learn_popularity(items, self.popularity, self.counts)
+        if self.unit == "events":
+            _learn_popularity(items, self.popularity, self.counts)
+        else:
+            _learn_in_time(items, times, self.newest, self.half_life, self.popularity, self.counts)
 
     def scores(self, user: int) -> Array:
         shares: Array = self.popularity.weights[0, : len(self.items.names)] / max(self.popularity.scales[0, 1], 1e-300)

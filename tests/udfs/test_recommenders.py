@@ -145,6 +145,22 @@ def test_decayed_popularity(half_life: float) -> None:
         assert model.score("nobody", item) == pytest.approx(shares[item] / total)
 
 
+@pytest.mark.parametrize("half_life", [5.0, 400.0, 1e7, math.inf])
+def test_decayed_popularity_in_time(half_life: float) -> None:
+    rng = np.random.default_rng(4)
+    gaps = rng.choice([0, 1, 50, 2_000, -30, 100_000], 500, p=[0.3, 0.3, 0.2, 0.1, 0.09, 0.01])
+    times, items = 1_700_000_000_000 + np.cumsum(gaps), [f"i{n}" for n in rng.integers(0, 9, 500)]
+    model = DecayedPopularity(half_life, unit="ms")
+    for cut in range(0, 500, 125):
+        model.learn(["ann"] * 125, items[cut : cut + 125], times[cut : cut + 125])
+    shares: Counter[str] = Counter()
+    for item, time in zip(items, times.tolist(), strict=True):
+        shares[item] += 2 ** (-(int(times.max()) - time) / half_life)
+    total = sum(shares.values())
+    for item in model.items:
+        assert model.score("nobody", item) == pytest.approx(shares[item] / total, abs=1e-12)
+
+
 def test_repeats_and_the_rows_they_are_read_from() -> None:
     model, met = Repeats(seen=5), SlowHistory(5)
     popular = learned(DecayedPopularity(), events())
