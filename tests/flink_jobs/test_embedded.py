@@ -31,6 +31,15 @@ def test_a_server_that_runs_is_shared_and_left_running(tmp_path: Path) -> None:
         assert connect(url).ping()
 
 
+def test_what_is_learned_of_a_user_is_one_piece_of_memory(tmp_path: Path) -> None:
+    with embedded_redis(tmp_path) as url:
+        connection = connect(url)
+        connection.hset("learned", mapping={str(field): b"x" * 2_000 for field in range(12)})
+        connection.hset("with windows", mapping={str(field): b"x" for field in range(100)})
+        found = [connection.object("encoding", key) for key in ("learned", "with windows")]
+        assert found[0] in (b"ziplist", b"listpack") and found[1] == b"hashtable"
+
+
 def test_the_last_user_stops_the_server_whoever_started_it(tmp_path: Path) -> None:
     starter, joiner = embedded_redis(tmp_path), embedded_redis(tmp_path)
     url = starter.__enter__()
