@@ -33,6 +33,7 @@ from udfs.batch import Batch
 from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.mapstate import taken_apart
+from udfs.models import RankingModel
 
 _BOOT: Final = "pyflink.fn_execution.beam.beam_boot"
 _PRELOADED: Final = ("pyflink.fn_execution.beam.beam_sdk_worker_main", "udfs.functions")
@@ -124,8 +125,11 @@ def _serve(listener: socket.socket) -> socket.socket | None:
 def learn_once(model: str = "biased_mf") -> None:
     """Compiles the kernels of a model, or loads them."""
     event = Interactions.of([[1, "", "user", "item", "rating", 1.0, 0, 0]])
-    for _ in Learner(LearnerConfig(), build(model, {})).process(Batch(None, True, [""], event, b"")):
+    learner = Learner(LearnerConfig(), build(model, {}))
+    for _ in learner.process(Batch(None, True, [""], event, b"")):
         pass
+    if not isinstance(learner.model, RankingModel):
+        learner.model.predicted("user")  # as it is evaluated
     taken_apart(b"")  # for those that go on from a state
 
 

@@ -339,8 +339,9 @@ def ranking_of(resolved: Resolved) -> RankingConfig:
         repeats = ranks or given.others == "left out"
     rarely = given.every is None and not ranks
     every = 10 if given.every is None else given.every
+    window = given.window or (200 if rarely else 10_000)
     held_out = given.groups == "held out"
-    return RankingConfig(given.k, held_out, repeats, given.others, every, given.window, rarely=rarely)
+    return RankingConfig(given.k, held_out, repeats, given.others, every, window, rarely=rarely)
 
 
 def job_of(

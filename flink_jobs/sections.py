@@ -261,7 +261,7 @@ class KafkaSettings(_Section):
 class RankingSettings(_Section):
     k: int = Field(10, ge=1, le=1_000, description="length of the lists")
     every: int | None = Field(None, ge=0, description="each how many events one is evaluated; 0 is none")
-    window: int = Field(10_000, ge=BLOCKS, description="evaluated events that recent scores are over")
+    window: int | None = Field(None, ge=BLOCKS, description="evaluated events that recent scores are over")
     groups: Literal["held out", "event by event"] = Field("held out", description="what a user did at one time")
     repeats: bool | None = Field(None, description="whether items count that the user met before")
     others: Literal["ranked", "left out"] = Field("ranked", description="the other items of a group")

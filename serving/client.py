@@ -121,9 +121,9 @@ class Scores:
     Attributes
     ----------
     metrics
-        Errors of a model that predicts values, over its life: ``mae``, ``rmse``, ..., ``n``; None of one that ranks.
+        Errors of a model that predicts values, over its life: ``mae``, ``rmse``, ..., ``n``; None of a blend.
     ranking
-        Of one that ranks: ``protocol``, and by the name of each ranker ``hit``, ``ndcg``, ``mrr`` and ``n``, in ``all``
+        Where rankings are evaluated: ``protocol``, and by the name of each ranker ``hit``, ``ndcg``, ``mrr`` and ``n``, in ``all``
         over the model's life, in ``recent`` over the last events, and by segment. The model itself comes first. Then
         ``coverage``, ``beaten_by`` and ``cut_groups``.
     """
@@ -161,8 +161,8 @@ class ModelHeader:
     @property
     def repeats(self) -> bool:
         """Whether what a user met is recommended again, as far as the job says."""
-        protocol = (self.summary.get("ranking") or {}).get("protocol")
-        return self.blend is not None if protocol is None else bool(protocol["items"] == "repeats allowed")
+        told = self.summary.get("repeats")
+        return self.blend is not None if told is None else bool(told)
 
 
 def _reaching(method: Callable[P, T]) -> Callable[P, T]:

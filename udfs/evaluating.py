@@ -41,6 +41,7 @@ class Evaluation:
         self._model = model
         self._rows = rows
         self._shared = shared or (lambda family: ())
+        self._cut_at = -1  # how many events had come before the last group that was found to be cut
 
     def due(self, events: Interactions, met: int) -> list[tuple[int, int]]:
         """What is to be evaluated of events in order, before which ``met`` came.
@@ -77,7 +78,8 @@ class Evaluation:
         heads = self._rows[ITEM].heads[: len(ids.names)]
         counts, faded = heads["count"].astype(np.float64), heads["popularity"].copy()
         scores = self._model.predicted(user_id) if user >= 0 else faded.copy()
-        scores[counts == 0.0] = -math.inf
+        free = np.isneginf(faded)  # numbers of items that are gone
+        scores[free] = counts[free] = -math.inf
         left_out = np.union1d(shared, met_before[met_before >= 0])
         if config.others == "left out":
             left_out = np.setdiff1d(np.union1d(left_out, self._others(events, start, at)), [item])
@@ -92,8 +94,16 @@ class Evaluation:
             returning=np.array([user >= 0]),
             head=np.array([0 <= ahead < config.head * known]),
             offered=self._best(scores),
-            cut=int(config.held_out and user >= 0 and int(users.heads["updated_at"][user]) == time),
+            cut=self._is_cut(user, time, met + start),
         )
+
+    def _is_cut(self, user: int, time: int, before: int) -> bool:
+        """Whether events of the group were learned already; True once a group, which begins after so many events."""
+        is_cut = self.config.held_out and user >= 0 and int(self._rows[USER].heads["updated_at"][user]) == time
+        if not is_cut or before == self._cut_at:
+            return False
+        self._cut_at = before
+        return True
 
     def _best(self, scores: Array) -> Array:
         """The numbers of the items of the list; those of one score in the order of their ids, as they are served."""

@@ -249,7 +249,8 @@ class Learner:
 
     def _learn_evaluated(self, events: Interactions, evaluation: Evaluation) -> Learned:
         """Learns a group in parts, and evaluates some of its events between them."""
-        learned, start, met = self.nothing(), 0, self.learned + self.diverged
+        assert self.ranking is not None
+        learned, start, met = self.nothing(), 0, self.learned + self.diverged - self.ranking.begun
         for end, at in evaluation.due(events, met):
             if end > start:
                 learned.add(self._learn_group(events.part(start, end)))
@@ -531,8 +532,10 @@ class Learner:
         self.overdue = stored.get("overdue")
         self.owed = {family: set(row_ids) for family, row_ids in stored.get("owed", {}).items()}
         # Scores by another protocol, or of other rankers, are left behind.
-        if self.ranking is not None and "ranking" in stored and self.ranking.fits(stored["ranking"]):
-            self.ranking.restore(stored["ranking"])
+        if self.ranking is not None:
+            self.ranking.begun = self.learned + self.diverged
+            if "ranking" in stored and self.ranking.fits(stored["ranking"]):
+                self.ranking.restore(stored["ranking"])
         if self.overdue is None and stored.get("growth", {}) != self.config.growth.stored():
             self.overdue = self.reached
         self.deleted, self.requests = counts.get("deleted", 0), stored.get("requests", 0)
@@ -598,6 +601,7 @@ class Learner:
             "metrics": values(self.scores.means),
             "metrics_run": values(since(self.scores.means, self.base["means"])),
             "ranking": None if self.ranking is None else self.ranking.state(),
+            "repeats": None if self.config.ranking is None else self.config.ranking.repeats,
         }
 
 

@@ -147,7 +147,8 @@ class RowModel(ABC):
 
     def predicted(self, user_id: str) -> Array:
         """What readers of Redis take for the prediction of a user who is known and each item: shape
-        ``(len(ids[ITEM].names),)``, by the items' numbers; whatever it is where a number is free."""
+        ``(len(ids[ITEM].names),)``, by the items' numbers; whatever it is where a number is free. As if all rows were
+        written now: what a stack publishes of a row also depends on its weights at the time."""
         ids, of_users = self.ids[ITEM], self.encode_rows(USER, [user_id], self.ids[USER].find([user_id]))
         row_ids = list(ids)
         numbers = ids.find(row_ids)

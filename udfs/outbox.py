@@ -28,7 +28,7 @@ from udfs.rows import EncodedRows
 
 _AT_ONCE: Final = 20_000
 _MANY: Final = 1_000  # entities whose write is not waited for: some 10 ms
-_HISTORY_SECONDS: Final = 10.0
+_HISTORY_SECONDS: Final = 60.0
 _LOG: Final = logging.getLogger("freshet")
 
 

@@ -35,7 +35,7 @@ Others = Literal["ranked", "left out"]
 class _Rarely(NamedTuple):
     """What :attr:`RankingConfig.rarely` stands for, which was measured: docs/decisions/0031."""
 
-    first: int = 50_000
+    first: int = 20_000
     dense: int = 100
     sparse: int = 100_000
     row: int = 20
@@ -65,8 +65,8 @@ class RankingConfig:
         learns may depend on it.
     rarely
         In place of ``every``, for models of ratings, of which all items are ranked anew between one part of a batch and
-        the next: of a shard's first 50,000 events one in 100, then of each 100,000 the first 20; and beyond 10,000
-        known items fewer, in proportion.
+        the next: of the first 20,000 events one in 100, then of each 100,000 the first 20; and beyond 10,000 known items
+        fewer, in proportion.
     window
         How many events the recent scores are over, about.
     head
@@ -303,6 +303,7 @@ class RankingScores:
         self.blocks: list[Array] = []
         self.offered = Distinct()
         self.cut = 0  # groups that went on in another batch, and were predicted as two
+        self.begun = 0  # after how many events of the shard, by whoever counts them
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> RankingScores:
@@ -366,6 +367,7 @@ class RankingScores:
             "blocks": [block.tolist() for block in self.blocks],
             "offered": self.offered.registers.hex(),
             "cut": self.cut,
+            "begun": self.begun,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -381,7 +383,7 @@ class RankingScores:
         self.sums = np.array(state["sums"])
         self.blocks = [np.array(block) for block in state["blocks"]]
         self.offered = Distinct(bytes.fromhex(state["offered"]))
-        self.cut = state["cut"]
+        self.cut, self.begun = state["cut"], state.get("begun", 0)
 
     def fits(self, state: Mapping[str, Any]) -> bool:
         """Whether :meth:`restore` takes it: it was scored by this protocol, of these rankers."""

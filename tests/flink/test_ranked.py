@@ -50,5 +50,5 @@ def test_a_job_says_how_well_its_model_ranks_and_goes_on(tmp_path: Path) -> None
                 assert of.ranking is not None and of.ranking["all"]["faded"]["n"] == evaluated[shard]
                 assert of.ranking["protocol"] == ranking["protocol"]
             assert "ranking: 1 event in 3, repeats allowed, groups held out" in text and "hit@5" in text
-            assert all(f": {name} ranks" in text for name in ranking["beaten_by"])
+            assert all(f"note: {name} ranks" in text for name in ranking["beaten_by"])
             assert summary["metrics"] == {"mae": None, "rmse": None, "n": 0} and "mae (" not in text

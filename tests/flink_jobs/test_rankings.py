@@ -207,7 +207,7 @@ def test_that_popularity_ranks_better_than_a_model_of_ratings_is_no_warning() ->
         ),
         (
             RankingConfig(rarely=True, repeats=False),
-            "20 events in 100,000 (of the first 50,000 1 in 100), only new to the user, groups held out",
+            "20 events in 100,000 (of the first 20,000 1 in 100), only new to the user, groups held out",
         ),
     ],
 )
@@ -242,7 +242,7 @@ def test_settings_say_what_is_evaluated() -> None:
     assert given == RankingConfig(k=5, held_out=False, repeats=False, every=1, window=200)
     assert ranking_settings(others="left out") == RankingConfig(every=10, others="left out")
     # Models of ratings leave out what users have seen, served and evaluated, and are evaluated more seldom.
-    rarely = RankingConfig(every=10, repeats=False, rarely=True)
+    rarely = RankingConfig(every=10, repeats=False, rarely=True, window=200)
     assert ranking_settings("biased_mf") == ranking_settings("stack") == rarely
     assert ranking_settings("kalman_mf", repeats="true", every="5") == RankingConfig(every=5)
     assert ranking_settings("baseline", others="left out") == replace(rarely, repeats=True, others="left out")

@@ -86,9 +86,10 @@ def test_seen_items_are_ranked_as_they_are_evaluated(redis_url: str, client: Cli
     new = client.recommend("u1", 20, exclude_seen=True)
     assert not {r.item_id for r in new.items} & set(state.seen)
     assert client.recommend("u1", 20) == client.recommend("u1", 20, exclude_seen=False) != new
-    # A job that evaluates only what is new to the user says so in its header.
+    # A job that serves only what is new to the user says so in its header.
     summary = orjson.loads(redis_connection.hget("w:model:0", "summary"))
-    summary["ranking"] = {"protocol": RankingConfig(repeats=False).named()}
+    assert summary["repeats"] is True
+    summary["repeats"] = False
     redis_connection.hset("w:model:0", "summary", orjson.dumps(summary))
     assert client.recommend("u1", 20) == new
 

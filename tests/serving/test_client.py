@@ -104,6 +104,8 @@ def test_recommendations_are_the_models_best(redis_url: str, client: Client, kin
 def test_what_is_recommended_is_what_is_evaluated(redis_url: str, client: Client, kind: str, repeats: bool) -> None:
     world = World(redis_url, kind=kind, ranking=RankingConfig(k=5, repeats=repeats, every=7))
     world.learn(log_of(600))
+    header = client.header()
+    assert header is not None and header.repeats is repeats
     [learner] = world.learners
     assert learner.evaluation is not None
     for user in ("u0", "u7", "nobody"):
@@ -112,8 +114,15 @@ def test_what_is_recommended_is_what_is_evaluated(redis_url: str, client: Client
         assert evaluated is not None
         offered = {learner.model.ids["item"].names[number] for number in evaluated.offered}
         assert {r.item_id for r in client.recommend(user, 5).items} == offered and len(offered) == 5
-        if user != "nobody":
-            assert bool(offered & set(learner.rows["user"][user].seen)) <= repeats
+        if user != "nobody" and not repeats:
+            assert not offered & set(learner.rows["user"][user].seen)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_what_is_served_is_set_also_where_nothing_is_evaluated(redis_url: str, client: Client, repeats: bool) -> None:
+    world = World(redis_url, ranking=RankingConfig(repeats=repeats, every=0))
+    world.learn([("ann", "tea", 5.0), ("bob", "rum", 4.0)])
+    assert ("tea" in {r.item_id for r in client.recommend("ann").items}) is repeats
 
 
 def test_recommendations_end_with_the_items(redis_url: str, client: Client) -> None:

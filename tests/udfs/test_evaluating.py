@@ -294,15 +294,15 @@ def test_a_tail_and_what_was_dropped_is_not_ranked() -> None:
 def test_by_default_events_of_models_of_ratings_are_evaluated_rarely() -> None:
     config = replace(CONFIG, rarely=True)
     chosen = np.flatnonzero(config.evaluated(0, 400_000))
-    assert chosen.tolist() == [*range(0, 50_000, 100), *(n * 100_000 + k for n in range(1, 4) for k in range(20))]
-    whole = [config.evaluated(first, 30) for first in range(49_900, 50_100, 30)]
-    assert np.concatenate(whole)[:200].tolist() == config.evaluated(49_900, 200).tolist()
+    assert chosen.tolist() == [*range(0, 20_000, 100), *(n * 100_000 + k for n in range(1, 4) for k in range(20))]
+    whole = [config.evaluated(first, 30) for first in range(19_900, 20_100, 30)]
+    assert np.concatenate(whole)[:200].tolist() == config.evaluated(19_900, 200).tolist()
     assert not any(replace(config, every=0).evaluated(0, 1_000))
     # Beyond 10,000 items each second, beyond 20,000 each third.
     taken = [
         [at for at in chosen.tolist() if not config.passed_over(at, known)] for known in (0, 10_000, 10_001, 30_000)
     ]
-    assert [len(of) for of in taken] == [560, 560, 250 + 20, 167 + 20]
+    assert [len(of) for of in taken] == [260, 260, 100 + 20, 67 + 20]
     assert RankingConfig.of(config.named()) == replace(config, every=1, window=10_000)
 
 
@@ -321,4 +321,27 @@ def test_a_basket_of_a_model_of_ratings_that_straddles_two_batches_is_counted() 
     basket = [[T0, "", "ann", item, "view", 1.0, 0, at] for at, item in enumerate(("tea", "rum", "gin"))]
     learn(learner, basket[:1])
     learn(learner, basket[1:])
-    assert learner.ranking is not None and learner.ranking.cut == 2  # events of it that were evaluated
+    assert learner.ranking is not None and learner.ranking.cut == 1
+
+
+def test_an_item_with_no_share_of_its_events_is_ranked_all_the_same() -> None:
+    """As those are that a reshard has copied to more shards than it had events."""
+    learner = rating_learner(CONFIG)
+    learn(learner, [[T0 + k, "", "ann", f"i{k}", "rating", float(k), 0, k] for k in range(6)])
+    learner.rows["item"].heads["count"][learner.model.ids["item"].find(["i5"])] = 0
+    learner.drop("item", ["i1"])
+    assert learner.evaluation is not None
+    event = batch_of([[T0 + 9, "", "ann", "i5", "rating", 5.0, 0, 9]]).events
+    ranked = learner.evaluation.predicted(event, 0, 0, met=6)
+    assert ranked is not None and ranked.better[0].tolist() == [0, 0, 4] and ranked.ties[0].tolist() == [0, 0, 0]
+    assert [learner.model.ids["item"].names[number] for number in sorted(ranked.offered)][-1] == "i5"
+
+
+def test_a_protocol_that_is_new_begins_with_the_run() -> None:
+    first = rating_learner(CONFIG)
+    learn(first, log := rated(60))
+    following = rating_learner(replace(CONFIG, k=5, every=50))
+    restored(first, None, following)
+    learn(following, [[T0 + 10_000 + at, *event[1:]] for at, event in enumerate(log)])
+    assert following.ranking is not None
+    assert following.ranking.values()["all"]["popularity"]["n"] == 2  # the first of the run, and the fiftieth after
