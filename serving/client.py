@@ -123,9 +123,9 @@ class Scores:
     metrics
         Errors of a model that predicts values, over its life: ``mae``, ``rmse``, ..., ``n``; None of a blend.
     ranking
-        Where rankings are evaluated: ``protocol``, and by the name of each ranker ``hit``, ``ndcg``, ``mrr`` and ``n``, in ``all``
-        over the model's life, in ``recent`` over the last events, and by segment. The model itself comes first. Then
-        ``coverage``, ``beaten_by`` and ``cut_groups``.
+        Where rankings are evaluated: ``protocol``, and by the name of each ranker ``hit``, ``ndcg``, ``mrr`` and ``n``,
+        in ``all`` over the model's life, in ``recent`` over the last events, and by segment. The model itself comes
+        first. Then ``coverage``, ``beaten_by`` and ``cut_groups``.
     """
 
     time: int

@@ -65,8 +65,8 @@ class RankingConfig:
         learns may depend on it.
     rarely
         In place of ``every``, for models of ratings, of which all items are ranked anew between one part of a batch and
-        the next: of the first 20,000 events one in 100, then of each 100,000 the first 20; and beyond 10,000 known items
-        fewer, in proportion.
+        the next: of the first 20,000 events one in 100, then of each 100,000 the first 20; and beyond 10,000 known
+        items fewer, in proportion.
     window
         How many events the recent scores are over, about.
     head

@@ -326,15 +326,19 @@ def test_a_basket_of_a_model_of_ratings_that_straddles_two_batches_is_counted() 
 
 def test_an_item_with_no_share_of_its_events_is_ranked_all_the_same() -> None:
     """As those are that a reshard has copied to more shards than it had events."""
-    learner = rating_learner(CONFIG)
+    learner = rating_learner(replace(CONFIG, k=10))
     learn(learner, [[T0 + k, "", "ann", f"i{k}", "rating", float(k), 0, k] for k in range(6)])
     learner.rows["item"].heads["count"][learner.model.ids["item"].find(["i5"])] = 0
     learner.drop("item", ["i1"])
     assert learner.evaluation is not None
     event = batch_of([[T0 + 9, "", "ann", "i5", "rating", 5.0, 0, 9]]).events
     ranked = learner.evaluation.predicted(event, 0, 0, met=6)
-    assert ranked is not None and ranked.better[0].tolist() == [0, 0, 4] and ranked.ties[0].tolist() == [0, 0, 0]
-    assert [learner.model.ids["item"].names[number] for number in sorted(ranked.offered)][-1] == "i5"
+    assert ranked is not None and ranked.better[0, 1:].tolist() == [0, 4] and ranked.ties[0].tolist() == [0, 0, 0]
+    offered = {learner.model.ids["item"].names[number] for number in ranked.offered}
+    assert offered == {"i0", "i2", "i3", "i4", "i5"}
+    predicted = learner.model.predicted("ann")
+    own = predicted[learner.model.ids["item"]["i5"]]
+    assert ranked.better[0, 0] == sum(predicted[learner.model.ids["item"][item]] > own for item in offered)
 
 
 def test_a_protocol_that_is_new_begins_with_the_run() -> None:
