@@ -22,7 +22,7 @@ _START_SECONDS = 20.0
 _TUNABLES = "glibc.malloc.mxfast=0:glibc.malloc.tcache_count=2"
 # What is learned of a user or an item is a dozen fields, of which one or two are long. Redis packs a hash into one
 # piece of memory where it is small; by default this ends with the first field of more than 64 bytes. Packed it takes
-# half the memory, and no longer. With windows there are too many fields.
+# half the memory, and no longer. With many windows there are too many fields.
 _PACKED_BYTES, _PACKED_FIELDS = "8192", "64"
 
 

@@ -84,7 +84,7 @@ def _rows(ranking: Mapping[str, Any], model: str) -> Iterator[tuple[str, Mapping
 
 
 def verdicts(ranking: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each baseline that the model does not beat: a warning of a blend, of which this is the task."""
+    """A sentence for each baseline that has hits and is not beaten: a warning of a blend, of which this is the task."""
     model, k, overall = ranking["model"], ranking["protocol"]["k"], ranking["all"]
     own, kind = overall[model], "warning" if model == BLEND else "note"
     reason = "has learned too little yet, or does not suit this stream"
@@ -92,6 +92,8 @@ def verdicts(ranking: Mapping[str, Any]) -> Iterator[str]:
         reason = "tells what is liked, which need not be what comes next: for that there is --model blend"
     for name in ranking["beaten_by"]:
         theirs = overall[name]["ndcg"]
+        if not theirs:
+            continue
         yield (
             f"{kind}: {name} ranks {'better than' if theirs > own['ndcg'] else 'as well as'} the model (ndcg@{k} "
             f"{number(theirs)} against {number(own['ndcg'])}, over {own['n']:,} events): {model} {reason}."

@@ -274,17 +274,18 @@ def of_learner(learner: Learner, shard: int, now: int | None = None) -> Readings
         if name != "n" and value is not None:
             readings[SCORE, (of, name)] = round(value * SCALE)
     if learner.ranking is not None:
-        readings |= of_ranking(learner.ranking, of, learner.known(ITEM))
-        if learner.evaluation is not None:
-            # What is liked is not what comes next: that popularity tells the latter better alarms nobody.
-            del readings[BEATEN, (of,)]
+        readings |= of_ranking(learner.ranking, of, learner.known(ITEM), alarm=learner.evaluation is None)
     if now is not None:
         readings[EVENT_LAG, (of,)] = now - learner.updated_at
     return readings
 
 
-def of_ranking(ranking: RankingScores, shard: str, known: int) -> Readings:
-    """How well a shard's model ranks, beside its baselines; ``known`` is how many items it knows."""
+def of_ranking(ranking: RankingScores, shard: str, known: int, *, alarm: bool) -> Readings:
+    """How well a shard's model ranks, beside its baselines; ``known`` is how many items it knows.
+
+    ``alarm``: whether it is told how many of them it does not beat. A model of ratings says what is liked, and not what
+    comes next: that popularity tells the latter better alarms nobody.
+    """
     shown = ranking.values(known)
     readings: dict[Series, int] = {
         (RANKING, (shard, ranker, metric, over)): round(of[metric] * SCALE)
@@ -295,7 +296,9 @@ def of_ranking(ranking: RankingScores, shard: str, known: int) -> Readings:
     }
     if known:
         readings[COVERAGE, (shard,)] = round(shown["coverage"] * SCALE)
-    return readings | {(BEATEN, (shard,)): len(ranking.not_beaten(shown["recent"])), (CUT, ()): ranking.cut}
+    if alarm:
+        readings[BEATEN, (shard,)] = len(ranking.not_beaten(shown["recent"]))
+    return readings | {(CUT, ()): ranking.cut}
 
 
 class Changes:

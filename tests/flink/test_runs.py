@@ -140,7 +140,7 @@ def test_bounds_hold_over_a_stop(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stream", ["online-retail", "complete-journey"])
 def test_ledger_balances_on_a_real_stream(stream: str, tmp_path: Path, data: Path) -> None:
     folder = data / stream
-    lines = lines_of(folder / "events.jsonl.gz")[:50_000]
+    lines = lines_of(folder / "events.jsonl.gz")[:100_000]
     settings = {
         **MODEL,
         "source": f"file:{write_lines(tmp_path / 'events.jsonl', lines)}",

@@ -195,6 +195,11 @@ def test_that_popularity_ranks_better_than_a_model_of_ratings_is_no_warning() ->
     assert verdict.startswith("note: popularity ranks better than the model") and "--model blend" in verdict
 
 
+def test_where_nothing_has_hits_nothing_is_said() -> None:
+    ranking = values_of([(0.0, 0.0), (0.0, 0.0)], ("biased_mf", "popularity"))
+    assert ranking["beaten_by"] == ["popularity"] and list(rankings.verdicts(ranking)) == []
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [

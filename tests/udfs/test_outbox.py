@@ -250,7 +250,7 @@ class Flaky(Publisher):
     crash=st.booleans(),
 )
 @example(drawn=[(0, 0, 0, 1.0)], faults=[(1, "copy"), (7, "put back")], crash=False)
-@hypothesis.settings(max_examples=150)
+@hypothesis.settings(max_examples=300)
 def test_a_redis_lost_while_all_is_written_is_written_again(
     redis_url: str, drawn: list[tuple[int, int, int, float]], faults: list[tuple[int, str]], crash: bool
 ) -> None:
@@ -323,7 +323,7 @@ class Torn(Publisher):
     growth=st.sampled_from([GROWTH, GrowthConfig()]),
     repeatable=st.booleans(),
 )
-@hypothesis.settings(max_examples=150)
+@hypothesis.settings(max_examples=300)
 def test_learning_may_go_on_while_redis_writes(
     redis_url: str,
     drawn: list[tuple[int, int, int, float]],
