@@ -18,9 +18,24 @@ import orjson
 from river import reco
 
 from udfs.generator import BLOCK, Generator, GeneratorConfig
+from udfs.publisher import Entities
 
 RESULTS: Final = Path(__file__).parent / "results"
 N_FACTORS: Final = 16
+
+
+class Made:
+    """Entities whose words are made, so that what is measured is their way to Redis."""
+
+    def __init__(self, entities: Entities) -> None:
+        self.made = [*entities.parts()]
+        self._count = len(entities)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def parts(self) -> Iterator[tuple[Sequence[str], bytes]]:
+        return iter(self.made)
 
 
 def stream(folder: Path, events: int, users: int = 20_000, items: int = 1_250, interval: int = 10) -> Path:

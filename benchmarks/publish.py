@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 import orjson
 
-from benchmarks.common import N_FACTORS, progress, scratch, show, store
+from benchmarks.common import N_FACTORS, Made, progress, scratch, show, store
 from benchmarks.jobs import KEYS
 from flink_jobs.embedded import embedded_redis
 from serving.connection import connect
@@ -35,8 +34,9 @@ from udfs.building import build
 from udfs.entities import LearnedEntities, header_entity
 from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig
-from udfs.publisher import Author, Entity, Publisher, Word
+from udfs.publisher import Author, Publisher
 from udfs.rows import EncodedRows
+from udfs.words import unpacked
 
 TARGET: Final = 200_000.0
 _SEEN: Final = 50
@@ -87,23 +87,24 @@ def _cpu(connection: Any) -> float:
     return float(found["used_cpu_user"] + found["used_cpu_sys"])
 
 
-def plain_hset(connection: Any, entities: list[Entity]) -> Callable[[], None]:
+def plain_hset(connection: Any, entities: Made) -> Callable[[], None]:
     """Sets the fields of entities as they are; what is sent is packed before, so that Redis does not wait for us."""
     socket = connection.connection_pool.get_connection()
-    parts = [entities[at : at + _BATCH] for at in range(0, len(entities), _BATCH)]
-    packed = [socket.pack_commands([("HSET", key, *map(_plain, words)) for key, words in part]) for part in parts]
+    commands = [
+        ("HSET", key, *words)
+        for keys, packed in entities.parts()
+        for key, words in zip(keys, unpacked(packed), strict=True)
+    ]
+    parts = [commands[at : at + _BATCH] for at in range(0, len(commands), _BATCH)]
+    packed = [(len(part), socket.pack_commands(part)) for part in parts]
 
     def work() -> None:
-        for part, commands in zip(parts, packed, strict=True):
-            socket.send_packed_command(commands)
-            for _ in part:
+        for count, part in packed:
+            socket.send_packed_command(part)
+            for _ in range(count):
                 socket.read_response()
 
     return work
-
-
-def _plain(word: Word) -> bytes:
-    return bytes(word)[3:] if isinstance(word, msgspec.Raw) else str(word).encode()
 
 
 def measure(arguments: argparse.Namespace, url: str) -> dict[str, Cost]:
@@ -114,13 +115,13 @@ def measure(arguments: argparse.Namespace, url: str) -> dict[str, Cost]:
     learner = taught(arguments.users, arguments.items)
     everything = learner.encode(learner.everything())
     made = LearnedEntities(learner, everything, author)
-    entities, items = list(made), made.items()
+    entities, items = Made(made), made.items()
     size, seconds = len(entities), arguments.seconds
     seen = [len(orjson.loads(blob)) for blob in everything["user"].seen]
     assert min(seen) == max(seen) == _SEEN, "users have not seen what they should"
 
     def build_arguments(encoded: dict[str, EncodedRows] = everything) -> None:
-        list(LearnedEntities(learner, encoded, author))
+        Made(LearnedEntities(learner, encoded, author))
 
     def send() -> None:
         header = header_entity(learner, author)

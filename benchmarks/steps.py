@@ -37,7 +37,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from benchmarks.common import N_FACTORS, median, progress, scratch, show, store, stream
+from benchmarks.common import N_FACTORS, Made, median, progress, scratch, show, store, stream
 from benchmarks.runs import module
 from flink_jobs.embedded import embedded_redis
 from serving.connection import connect
@@ -49,7 +49,7 @@ from udfs.entities import LearnedEntities
 from udfs.events import EventFormat
 from udfs.intake import Intake, IntakeConfig
 from udfs.learner import Learned, Learner, LearnerConfig
-from udfs.publisher import Author, Entity, Publisher, draw_submission
+from udfs.publisher import Author, Publisher, draw_submission
 from udfs.reading import FileFeed
 from udfs.rows import EncodedRows
 from udfs.tilefeed import TileConfig
@@ -181,9 +181,9 @@ def _all(of: Learner, batch: Batch) -> list[Learned]:
     return list(of.process(batch))
 
 
-def _entities(of: Learner, encoded: Mapping[str, EncodedRows], author: Author) -> tuple[list[Entity], dict[str, int]]:
-    made = LearnedEntities(of, encoded, author)
-    return list(made), made.items()
+def _entities(of: Learner, encoded: Mapping[str, EncodedRows], author: Author) -> tuple[Made, dict[str, int]]:
+    entities = LearnedEntities(of, encoded, author)
+    return Made(entities), entities.items()
 
 
 def _learned(of: Learner, batch: Batch, watch: Stopwatch, publisher: Publisher, author: Author) -> None:

@@ -29,11 +29,14 @@ from pathlib import Path
 from typing import IO, Final
 
 from flink_jobs import attach
+from serving.schema import Keys
 from udfs.batch import Batch
+from udfs.entities import LearnedEntities
 from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.mapstate import taken_apart
 from udfs.models import RankingModel
+from udfs.publisher import Author
 
 _BOOT: Final = "pyflink.fn_execution.beam.beam_boot"
 _PRELOADED: Final = ("pyflink.fn_execution.beam.beam_sdk_worker_main", "udfs.functions")
@@ -126,8 +129,9 @@ def learn_once(model: str = "biased_mf") -> None:
     """Compiles the kernels of a model, or loads them."""
     event = Interactions.of([[1, "", "user", "item", "rating", 1.0, 0, 0]])
     learner = Learner(LearnerConfig(), build(model, {}))
-    for _ in learner.process(Batch(None, True, [""], event, b"")):
-        pass
+    for learned in learner.process(Batch(None, True, [""], event, b"")):
+        for _ in LearnedEntities(learner, learner.encode(learned), Author(Keys(""), 0, 1, 0)).parts():
+            pass
     if not isinstance(learner.model, RankingModel):
         learner.model.predicted("user")  # as it is evaluated
     taken_apart(b"")  # for those that go on from a state

@@ -8,7 +8,7 @@ same to readers in other languages.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -154,13 +154,12 @@ def version(epoch: int, attempt: int, seq: int) -> bytes:
     >>> version(1700000000000, 3, 42)
     b'1700000000000.00000003.0000000000000042'
     """
-    return versions(epoch, attempt, [seq])[0].encode()
+    return f"{version_before(epoch, attempt)}{seq:016d}".encode()
 
 
-def versions(epoch: int, attempt: int, seqs: Iterable[int]) -> list[str]:
-    """The :func:`version` of each ``seq``, as text."""
-    of = f"{epoch:013d}.{attempt:08d}."
-    return [f"{of}{seq:016d}" for seq in seqs]
+def version_before(epoch: int, attempt: int) -> str:
+    """What a :func:`version` begins with; the sixteen digits of its ``seq`` follow."""
+    return f"{epoch:013d}.{attempt:08d}."
 
 
 def encode_vector(vector: np.ndarray[Any, Any]) -> bytes:
@@ -169,7 +168,12 @@ def encode_vector(vector: np.ndarray[Any, Any]) -> bytes:
     >>> encode_vector(np.array([1.0, -2.0])).hex()
     '0000803f000000c0'
     """
-    return vector.astype("<f4").tobytes()
+    return vector_rows(vector).tobytes()
+
+
+def vector_rows(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Vectors as their bytes are in Redis, see :func:`encode_vector`: contiguous."""
+    return np.ascontiguousarray(vectors, dtype="<f4")
 
 
 def decode_vector(blob: bytes | None) -> np.ndarray[Any, Any]:

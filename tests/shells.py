@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import msgspec
 import orjson
 
 from udfs.batch import Batch
@@ -15,7 +14,8 @@ from udfs.entities import LearnedEntities, dropped_calls, header_entity
 from udfs.interactions import Interactions
 from udfs.learner import Learned, Learner
 from udfs.packing import pack_lines
-from udfs.publisher import Author, Entity, Publisher, Word
+from udfs.publisher import Author, Entities, Publisher
+from udfs.words import unpacked
 
 BACKGROUND = ThreadPoolExecutor(1)
 
@@ -73,14 +73,12 @@ def publish(
     publisher.learned(author, entities, entities.items(), drops, reached=orjson.dumps(learner.reached), header=header)
 
 
-def entity_fields(entities: Iterable[Entity]) -> dict[str, dict[bytes, bytes]]:
+def entity_words(entities: Entities) -> dict[str, list[bytes]]:
+    """The words that a write gives each entity, as Redis has them."""
+    return {key: words for keys, packed in entities.parts() for key, words in zip(keys, unpacked(packed), strict=True)}
+
+
+def entity_fields(entities: Entities) -> dict[str, dict[bytes, bytes]]:
     """The fields that a write gives each entity, its version aside, as Redis returns them."""
-
-    def text(value: Word) -> bytes:
-        # What bytes have before them as MessagePack: three.
-        return bytes(value)[3:] if isinstance(value, msgspec.Raw) else str(value).encode()
-
-    found = {}
-    for key, (_, _, *words) in entities:
-        found[key] = dict(zip(map(text, words[::2]), map(text, words[1::2]), strict=True))
-    return found
+    found = entity_words(entities).items()
+    return {key: dict(zip(words[2::2], words[3::2], strict=True)) for key, words in found}

@@ -15,6 +15,7 @@ from udfs.blend import ALL, BLEND, LEFT_OUT, NEW, POPS, Blend, Parts
 from udfs.history import BASKET, EVENTS, HELD, SIZE
 from udfs.ids import Group
 from udfs.models import ITEM, USER, Array, Columns, ModelError, RankingModel
+from udfs.pieces import Pieces, side_by_side
 from udfs.popularity import divided, logarithms
 from udfs.ranking import BASELINES, Predicted, RankingConfig, grouped
 
@@ -178,7 +179,7 @@ class BlendModel(RankingModel):
         rows["divided"] = of.popular.scales[:, 2]
         return _words(rows)
 
-    def encode_tails(self, family: str, numbers: Array) -> list[bytes]:
+    def encode_tails(self, family: str, numbers: Array) -> Pieces:
         of = self.blend.parts
         if family == USER:
             met = of.met
@@ -233,7 +234,7 @@ class BlendModel(RankingModel):
 
     def more_fields(self, family: str, weights: Array, tails: Sequence[bytes]) -> Mapping[str, Array | Sequence[bytes]]:
         if family == USER:
-            return {Field.HISTORY: [*map(bytes.__add__, _cut(weights), tails)]}
+            return {Field.HISTORY: side_by_side([_cut(weights), Pieces.of(tails)], len(weights))}
         rows = self._rows(weights)
         stats, links = np.zeros(len(rows), STATS), np.zeros(len(rows), LINKS)
         for name in ("number", "count", "repeated", "near_sum"):
@@ -245,7 +246,7 @@ class BlendModel(RankingModel):
         heads = np.concatenate([_octets(links), _octets(rows["inputs"])], axis=1)
         return {
             Field.STATS: stats[:, None],
-            Field.LINKS: [*map(bytes.__add__, _cut(heads), tails)],
+            Field.LINKS: side_by_side([_cut(heads), Pieces.of(tails)], len(rows)),
         }
 
     def header_fields(self) -> Mapping[str, bytes | str | int]:
@@ -290,21 +291,18 @@ def _octets(rows: Array) -> Array:
     return octets
 
 
-def _cut(rows: Array) -> list[bytes]:
+def _cut(rows: Array) -> Pieces:
     """The bytes of each row of a table."""
-    text = np.ascontiguousarray(rows).tobytes()
-    length = len(text) // max(len(rows), 1)
-    return [text[at : at + length] for at in range(0, len(text), length)] if length else [b""] * len(rows)
+    return Pieces.of_rows(np.ascontiguousarray(rows))
 
 
-def _joined(tables: Sequence[Array], masks: Sequence[Array]) -> list[bytes]:
+def _joined(tables: Sequence[Array], masks: Sequence[Array]) -> Pieces:
     """Of each row what is chosen of the first table, then of the second, and so on; all have items of four bytes."""
-    if not len(tables[0]):
-        return []
     whole = np.concatenate([np.ascontiguousarray(table).view("<u4") for table in tables], axis=1)
     mask = np.concatenate(masks, axis=1)
-    text, ends = whole[mask].tobytes(), (4 * np.cumsum(np.count_nonzero(mask, axis=1))).tolist()
-    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    bounds = np.zeros(len(mask) + 1, dtype=np.int64)
+    np.cumsum(4 * np.count_nonzero(mask, axis=1), out=bounds[1:])
+    return Pieces(whole[mask].view(np.uint8), bounds)
 
 
 def _split(text: bytes, numbers: Array, lengths: Sequence[Array], tables: Sequence[Array]) -> None:

@@ -15,15 +15,16 @@ from serving.schema import (
     Field,
     Keys,
     encode_tile,
-    encode_vector,
     sharded,
     tile_field,
-    versions,
+    vector_rows,
+    version_before,
 )
-from udfs import metrics
+from udfs import metrics, words
 from udfs.learner import Learner
-from udfs.models import ITEM, USER, RankingModel
-from udfs.publisher import Author, Call, Entity, Word, packed_bytes, packed_word, parts
+from udfs.models import ITEM, USER, Array, RankingModel
+from udfs.pieces import Pieces, side_by_side
+from udfs.publisher import Author, Call, Entity, Word, parts, slices
 from udfs.ranking import SEGMENTS
 from udfs.rows import EncodedRows
 from udfs.tail import tail_number
@@ -55,61 +56,58 @@ class LearnedEntities:
     def __len__(self) -> int:
         return sum(len(rows.row_ids) for rows in self._encoded.values())
 
-    def __iter__(self) -> Iterator[Entity]:
+    def parts(self) -> Iterator[tuple[Sequence[str], bytes]]:
         for family in (USER, ITEM):
             rows = self._encoded[family]
             for start in range(0, len(rows.row_ids), _AT_ONCE):
-                yield from self._made(family, rows.part(start, start + _AT_ONCE))
+                keys, made = self._made(family, rows.part(start, start + _AT_ONCE))
+                for some in slices(len(keys)):
+                    yield keys[some], words.joined(made[some])
 
     def items(self) -> dict[str, int]:
         """The items that have rows of their own, by their ``seq``."""
         rows = self._encoded[ITEM]
-        items = dict(zip(rows.row_ids, self._seqs(ITEM, rows), strict=True))
+        items = dict(zip(rows.row_ids, self._seqs(ITEM, rows).tolist(), strict=True))
         if self._has_tail:
             return {row_id: seq for row_id, seq in items.items() if tail_number(row_id) is None}
         return items
 
-    def _seqs(self, family: str, rows: EncodedRows) -> list[int]:
+    def _seqs(self, family: str, rows: EncodedRows) -> Array:
         if family == ITEM and isinstance(self._model, RankingModel):
-            return [self._seq] * len(rows.row_ids)  # events of other items change a row, too
-        seqs: list[int] = rows.heads["seq"].tolist()
+            return np.full(len(rows.row_ids), self._seq)  # events of other items change a row, too
+        seqs: Array = rows.heads["seq"]
         return seqs
 
-    def _made(self, family: str, rows: EncodedRows) -> Iterable[Entity]:
+    def _made(self, family: str, rows: EncodedRows) -> tuple[list[str], Pieces]:
+        """Keys, and the words that go there, column by column: a call for each number takes longer than all else."""
         model, author, heads = self._model, self._author, rows.heads
         keys, shard, shards = author.keys, author.shard, author.shards
         key_of, of_shard = (keys.user, 1) if family == USER else (keys.item, shards)
-        values: dict[str, Iterable[Word]] = {
-            Field.COUNT: heads["count"].tolist(),
-            Field.UPDATED_AT: heads["updated_at"].tolist(),
+        values: dict[str, list[words.Column]] = {
+            Field.VERSION: words.numbered(version_before(author.epoch, author.attempt), self._seqs(family, rows)),
+            Field.COUNT: words.integers(heads["count"]),
+            Field.UPDATED_AT: words.integers(heads["updated_at"]),
         }
         if not isinstance(model, RankingModel):
-            values[Field.BIAS] = map(repr, model.biases(family, rows.weights).tolist())
+            values[Field.BIAS] = words.decimals(model.biases(family, rows.weights))
         vectors = model.vectors(family, rows.weights)
-        if width := 4 * vectors.shape[1]:
-            values[Field.VECTOR] = packed_bytes(encode_vector(vectors), width)
-        for name, column in model.more_fields(family, rows.weights, rows.tails).items():
-            if isinstance(column, np.ndarray):
-                values[name] = packed_bytes(column.tobytes(), column.itemsize * column.shape[1])
-            else:
-                values[name] = map(packed_word, column)
+        if vectors.shape[1]:
+            values[Field.VECTOR] = words.octets(vector_rows(vectors))
+        for name, more in model.more_fields(family, rows.weights, rows.tails).items():
+            values[name] = words.octets(more) if isinstance(more, np.ndarray) else words.texts(Pieces.of(more))
         if family == USER:
-            values |= {Field.SHARD: repeat(shard), Field.SEEN: map(bytes.decode, rows.seen)}
+            values |= {Field.SHARD: [words.word(shard)], Field.SEEN: words.texts(rows.seen)}
         else:
-            values[Field.POPULARITY] = map(repr, heads["popularity"].tolist())
-        row_keys = [key_of(row_id) for row_id in rows.row_ids]
+            values[Field.POPULARITY] = words.decimals(heads["popularity"])
+        row_keys = [*map(key_of, rows.row_ids)]
         if self._has_tail:
             for at, row_id in enumerate(rows.row_ids):
                 if (shared := tail_number(row_id)) is not None:
                     row_keys[at] = keys.tail(shard, family, shared)
-        # Column by column: many entities are written at once, and a call for each number takes longer than all else.
-        columns: list[Iterable[Word]] = [
-            repeat(sharded(Field.VERSION, shard, of_shard)),
-            versions(author.epoch, author.attempt, self._seqs(family, rows)),
-        ]
-        for name, words in values.items():
-            columns += (repeat(sharded(name, shard, of_shard)), words)
-        return zip(row_keys, zip(*columns, strict=False), strict=False)
+        columns: list[words.Column] = []
+        for name, column in values.items():
+            columns += (words.word(sharded(name, shard, of_shard)), *column)
+        return row_keys, side_by_side(words.array(columns, 2 * len(values)), len(row_keys))
 
 
 def dropped_calls(learner: Learner, dropped: Mapping[str, Iterable[str]], author: Author) -> list[Call]:
@@ -133,7 +131,7 @@ def dropped_calls(learner: Learner, dropped: Mapping[str, Iterable[str]], author
 def header_entity(learner: Learner, author: Author) -> Entity:
     """The Redis write for a shard's header."""
     summary = learner.summary()
-    words: list[Word] = []
+    of_header: list[Word] = []
     for name, value in {
         "model": learner.model.name,
         "global_mean": repr(learner.model.global_mean()),
@@ -150,9 +148,9 @@ def header_entity(learner: Learner, author: Author) -> Entity:
         "summary": orjson.dumps(summary),
         **learner.model.header_fields(),
     }.items():
-        words += (name, value.decode() if isinstance(value, bytes) else value)
+        of_header += (name, value.decode() if isinstance(value, bytes) else value)
     # Not the batch's number: a replay need not cut the log as it was cut before. A header of the same seq is taken.
-    return author.keys.model(author.shard), [Field.VERSION, author.version(learner.seq).decode(), *words]
+    return author.keys.model(author.shard), [Field.VERSION, author.version(learner.seq).decode(), *of_header]
 
 
 def history_calls(learner: Learner, author: Author, now: int) -> list[Call]:

@@ -9,6 +9,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from udfs.pieces import Pieces
+
 Numbers = npt.NDArray[np.intp]
 Hashes = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -138,7 +140,8 @@ class Ids(Mapping[str, int]):
     def _find(self, row_ids: Sequence[str], hashes: Hashes) -> Numbers:
         from udfs import kernels  # here, as numba takes half a second to import
 
-        numbers: Numbers = kernels.look_up(self._table, self._places, self._bytes, hashes, *_encoded(row_ids))
+        text = Pieces.of_texts(row_ids)
+        numbers: Numbers = kernels.look_up(self._table, self._places, self._bytes, hashes, text.data, text.lengths)
         return numbers
 
     def _numbered(self, names: Sequence[str]) -> Numbers:
@@ -165,29 +168,19 @@ class Ids(Mapping[str, int]):
     def _write(self, names: Sequence[str], numbers: Numbers) -> None:
         from udfs import kernels
 
-        text, lengths = _encoded(names)
-        self._bytes = at_least(self._bytes, self._used, self._used + len(text))
+        text = Pieces.of_texts(names)
+        lengths = text.lengths
+        self._bytes = at_least(self._bytes, self._used, self._used + len(text.data))
         self._places = at_least(self._places, len(self._places), len(self.names))
-        self._bytes[self._used : self._used + len(text)] = text
+        self._bytes[self._used : self._used + len(text.data)] = text.data
         self._places[numbers, 0] = self._used + np.cumsum(lengths) - lengths
         self._places[numbers, 1] = lengths
-        self._used += len(text)
+        self._used += len(text.data)
         kernels.enter(self._table, _hashes(names), numbers)
 
 
 def _hashes(texts: Sequence[str]) -> Hashes:
     return np.fromiter(map(hash, texts), dtype=np.int64, count=len(texts))
-
-
-def _encoded(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint8], Hashes]:
-    """Texts as bytes, one behind the other, and how long each is."""
-    joined = "".join(texts)
-    if joined.isascii():
-        lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-        return np.frombuffer(joined.encode(), dtype=np.uint8), lengths
-    # The ids of shared rows begin with half a character, which has no UTF-8 of its own.
-    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-    return np.frombuffer(b"".join(encoded), dtype=np.uint8), np.array([*map(len, encoded)], dtype=np.int64)
 
 
 def at_least(array: Array, used: int, size: int) -> Array:

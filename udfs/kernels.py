@@ -318,20 +318,21 @@ def json_sizes(starts: Array, lengths: Array, items: Array, ends: Array) -> Arra
 @njit(cache=True)
 def write_json(starts: Array, lengths: Array, items: Array, ends: Array, texts: Array, out: Array) -> None:
     """Seen as arrays of JSON, in a row; the JSON of item ``n`` is in ``texts`` up to ``ends[n + 1]``."""
-    to = 0
+    # Unsigned: a place that may be counted from the end is looked at twice, for each byte.
+    to, one = np.uint64(0), np.uint64(1)
     for at in range(len(starts)):
         out[to] = 91  # [
-        to += 1
+        to += one
         for item in items[starts[at] : starts[at] + lengths[at]]:
-            for place in range(ends[item], ends[item + 1]):
+            for place in range(np.uint64(ends[item]), np.uint64(ends[item + 1])):
                 out[to] = texts[place]
-                to += 1
+                to += one
             out[to] = 44  # ,
-            to += 1
+            to += one
         if lengths[at] > 0:
-            to -= 1
+            to -= one
         out[to] = 93  # ]
-        to += 1
+        to += one
 
 
 @njit(cache=True)

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
 
+from udfs.pieces import Pieces, side_by_side
+
 PYFLINK: Final = "2.3.0"  # whose parts that are not public are used here
 _ITEMS: Final = b"\x01\x00"  # to iterate over names and values; the number of the iterator follows, empty for a new one
-_PUT: Final = 2
+_PUT: Final = b"\x02"
 _MESSAGE: Final = 4_000_000  # bytes, about
 
 
@@ -49,8 +51,10 @@ def items(state: Any, background: ThreadPoolExecutor) -> Iterator[tuple[list[str
     yield from map(taken_apart, _batches(state, background))
 
 
-def put(state: Any, names: Sequence[str], values: Sequence[bytes]) -> None:
+def put(state: Any, names: Pieces, values: Pieces) -> None:
     """Puts entries into a map of texts to bytes, as ``MapState.put()`` does, and waits until the JVM has them.
+
+    Names are in UTF-8.
 
     Parameters
     ----------
@@ -67,7 +71,7 @@ def put(state: Any, names: Sequence[str], values: Sequence[bytes]) -> None:
     of.commit()  # what was written before, and not yet sent
     handler = of._map_state_handler
     handler.clear_read_cache(of._state_key)
-    size = sum(map(len, values)) + 64 * len(values)
+    size = int(values.bounds[-1] - values.bounds[0]) + 64 * len(values)
     count = max(1, len(names) * _MESSAGE // max(size, 1))
     sent = [
         handler._underlying.append_raw(of._state_key, put_together(names[at : at + count], values[at : at + count]))
@@ -77,17 +81,19 @@ def put(state: Any, names: Sequence[str], values: Sequence[bytes]) -> None:
         one.get()
 
 
-def put_together(names: Sequence[str], values: Sequence[bytes]) -> bytes:
+def put_together(names: Pieces, values: Pieces) -> bytes:
     """Entries to be put, as the JVM takes them: with each part comes how long it is, and how long that is with it.
 
-    >>> put_together(["a"], [b"row"])
+    >>> put_together(Pieces.of([b"a"]), Pieces.of([b"row"]))
     b'\\x00\\x00\\x00\\x01\\x02\\x00\\x00\\x00\\x05\\x00\\x00\\x00\\x01a\\x00\\x00\\x00\\x07\\x00\\x00\\x00\\x03row'
     """
-    before_name, before_value = struct.Struct(">BII").pack, struct.Struct(">II").pack
-    parts = [struct.pack(">I", len(names))]
-    for name, value in zip(map(str.encode, names), values, strict=True):
-        parts += (before_name(_PUT, len(name) + 4, len(name)), name, before_value(len(value) + 4, len(value)), value)
-    return b"".join(parts)
+    entries = side_by_side([_PUT, _sizes(names), names, _sizes(values), values], len(names))
+    return struct.pack(">I", len(names)) + entries.joined()
+
+
+def _sizes(pieces: Pieces) -> Pieces:
+    lengths = pieces.lengths
+    return Pieces.of_rows(np.stack([lengths + 4, lengths], axis=1).astype(">u4"))
 
 
 _installed = functools.cache(functools.partial(version, "apache-flink"))

@@ -112,7 +112,7 @@ class RowModel(ABC):
         Little-endian doubles: shape ``(len(row_ids), any)``, contiguous.
         """
 
-    def encode_tails(self, family: str, numbers: Array) -> list[bytes] | None:
+    def encode_tails(self, family: str, numbers: Array) -> Sequence[bytes] | None:
         """What the model keeps of rows besides, for a model whose rows have no fixed size; None for all others."""
         return None
 

@@ -65,18 +65,30 @@ _NOT_NOW: Final = re.compile(r"(?:^|\W)(?:OOM|READONLY|LOADING|MASTERDOWN|BUSY|N
 _LOG: Final = logging.getLogger("freshet")
 
 Result = TypeVar("Result")
-Word = str | int | msgspec.Raw
+Word = str | int
 # A key, and what a script writes there, see the scripts: as MessagePack, which costs Redis and us less than as many
-# arguments. Bytes are put in by :func:`packed_bytes`: Redis's reader knows texts only, which to it are bytes.
+# arguments.
 Entity = tuple[str, Sequence[Word]]
 
 
 class Entities(Protocol):
-    """So many entities, and these, as often as they are asked for."""
+    """Entities to be written, as often as they are asked for."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[Entity]: ...
+    def parts(self) -> Iterator[tuple[Sequence[str], bytes]]:
+        """What one script call takes of them: their keys, and their words as :func:`packed` gives them."""
+
+
+class Listed(list[Entity]):
+    """Entities that are few.
+
+    >>> list(Listed([("key", ["a", 1])]).parts())
+    [(['key'], b'\\x91\\x92\\xa1a\\x01')]
+    """
+
+    def parts(self) -> Iterator[tuple[Sequence[str], bytes]]:
+        return (([key for key, _ in some], packed(some)) for some in parts(self))
 
 
 # A script, and its KEYS and ARGV but for fence, tombstones and submission.
@@ -226,8 +238,8 @@ class Publisher:
             for members in parts(list(items.items())):
                 words = (word for item, seq in members for word in (seq, item))
                 yield author.call(("shard_note", [], ("ZADD", author.keys.items(author.shard), "GT", *words)))
-            for part in parts(entities):
-                yield author.call(("publish_learned", [key for key, _ in part], [self._ttl, packed(part)]))
+            for keys, content in entities.parts():
+                yield author.call(("publish_learned", keys, [self._ttl, content]))
 
         def end() -> Iterator[Call]:
             if header is not None:
@@ -423,19 +435,9 @@ def packed(entities: Iterable[Entity]) -> bytes:
     return _PACKER.encode([words for _, words in entities])
 
 
-def packed_word(data: bytes) -> msgspec.Raw:
-    """Bytes as one word, up to 64 KiB."""
-    return msgspec.Raw(b"\xda" + len(data).to_bytes(2, "big") + data)
-
-
-def packed_bytes(data: bytes, width: int) -> list[msgspec.Raw]:
-    """Bytes in words of one width, up to 64 KiB each.
-
-    >>> packed([("key", packed_bytes(b"abcd", 2))]).hex()
-    '9192da00026162da00026364'
-    """
-    head = b"\xda" + width.to_bytes(2, "big")
-    return [msgspec.Raw(head + data[at : at + width]) for at in range(0, len(data), width)]
+def slices(count: int) -> Iterator[slice]:
+    """Of so many things, what one script call takes, as often as there is more."""
+    return (slice(at, at + _PER_CALL) for at in range(0, count, _PER_CALL))
 
 
 def parts(things: Iterable[Result]) -> Iterator[Sequence[Result]]:

@@ -150,7 +150,7 @@ class _Table:
         seen = [rows.seen[number] for number in numbers] if family == USER else []
         model = learner.model
         weights = model.encode_rows(family, names, numbers)
-        tails = model.encode_tails(family, numbers) or [b""] * len(names)
+        tails = list(model.encode_tails(family, numbers) or [b""] * len(names))
         return cls(names, rows.heads.take(numbers), weights, seen, tails)
 
     def take(self, places: Sequence[int]) -> _Table:

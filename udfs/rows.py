@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import orjson
 
 from udfs.ids import Group, Ids
 from udfs.models import USER, Array
+from udfs.pieces import Pieces, side_by_side
 from udfs.seal import REMEDY, Damaged, sums
 from udfs.seen import Seen
 
@@ -37,7 +37,8 @@ HEAD: Final = np.dtype(
         ("popularity", "<f8"),
     ]
 )
-_CHECK: Final = 8  # bytes of the checksum
+_HEAD: Final = HEAD.itemsize // 8  # words of the fixed part
+_CHECK: Final = 1  # words of the checksum
 
 
 @dataclass(slots=True)
@@ -61,6 +62,8 @@ class EncodedRows:
 
     Attributes
     ----------
+    row_ids, ids
+        As texts, and as the bytes of these.
     blobs
         The bytes of each row: the fixed part, the model's weights, a checksum, and what a user has seen.
     heads
@@ -74,17 +77,17 @@ class EncodedRows:
     """
 
     row_ids: Sequence[str]
-    blobs: list[bytes]
+    ids: Pieces
+    blobs: Pieces
     heads: Array
     weights: Array
-    seen: list[bytes]
-    tails: list[bytes]
+    seen: Pieces
+    tails: Pieces
 
     def part(self, start: int, end: int) -> EncodedRows:
         """Some of the rows, one after the other."""
         of = slice(start, end)
-        columns: tuple[Any, ...] = (self.row_ids, self.blobs, self.heads, self.weights, self.seen, self.tails)
-        return EncodedRows(*(column[of] for column in columns))
+        return EncodedRows(*(column[of] for column in vars(self).values()))
 
 
 class Rows(Mapping[str, Row]):
@@ -188,25 +191,24 @@ class Rows(Mapping[str, Row]):
         self.heads["popularity"][group.numbers] = of_rows
 
     def encode(
-        self, row_ids: Sequence[str], numbers: Array, weights: Array, tails: list[bytes] | None = None
+        self, row_ids: Sequence[str], numbers: Array, weights: Array, tails: Sequence[bytes] | None = None
     ) -> EncodedRows:
         """Rows, given by ids and numbers, as they are stored with the model's weights of them, and its tails."""
-        heads = self.heads.take(numbers)
-        seen = self.seen.json(numbers) if self.family == USER else []
+        heads, ids = self.heads.take(numbers), Pieces.of_texts(row_ids)
+        nothing = Pieces.of_rows(np.empty((len(row_ids), 0), dtype=np.uint8))
+        seen = self.seen.json(numbers) if self.family == USER else nothing
         heads["layout"] = ROW_LAYOUT if tails is None else TAILED_LAYOUT
-        parts, after = [heads.view("<u8").reshape(len(heads), HEAD.itemsize // 8), weights.view("<u8")], seen
+        parts, after, of_model = [heads.view("<u8").reshape(len(heads), _HEAD), weights.view("<u8")], seen, nothing
         if tails is not None:
-            parts.insert(1, np.fromiter(map(len, tails), dtype="<u8", count=len(tails))[:, None])
-            after = [*map(bytes.__add__, tails, seen)] if seen else tails
+            of_model = Pieces.of(tails)
+            parts.insert(1, of_model.lengths.view("<u8")[:, None])
+            after = side_by_side([of_model, seen], len(row_ids))
         heads["size"] = 8 * sum(part.shape[1] for part in parts[1:])
-        words = np.empty((len(heads), _CHECK // 8 + sum(part.shape[1] for part in parts)), dtype="<u8")
+        words = np.empty((len(heads), _CHECK + sum(part.shape[1] for part in parts)), dtype="<u8")
         np.concatenate(parts, axis=1, out=words[:, :-1])
-        words[:, -1] = sums(words[:, :-1], self.family, row_ids, after or repeat(b""))
-        text, length = words.tobytes(), 8 * words.shape[1]
-        blobs = [text[at : at + length] for at in range(0, len(text), length)]
-        if after:
-            blobs = [blob + tail for blob, tail in zip(blobs, after, strict=True)]
-        return EncodedRows(row_ids, blobs, heads, weights, seen, tails or [])
+        words[:, -1] = sums(words, self.family, ids, after)
+        blobs = side_by_side([Pieces.of_rows(words), after], len(row_ids))
+        return EncodedRows(row_ids, ids, blobs, heads, weights, seen, of_model)
 
     def restore(
         self,
@@ -226,17 +228,17 @@ class Rows(Mapping[str, Row]):
         # All at once if all are sound and of one size; otherwise one by one, to find which is not.
         layout, size = (int.from_bytes(blobs[0][at : at + 4], "little") for at in (0, 4))
         end = HEAD.itemsize + size
-        length = end + _CHECK
-        fixed = b"".join([blob[:length] for blob in blobs])
+        length = end + 8 * _CHECK
+        fixed = bytearray().join([blob[:length] for blob in blobs])
         if layout in (ROW_LAYOUT, TAILED_LAYOUT) and size % 8 == 0 and len(fixed) == length * len(blobs):
             words = np.frombuffer(fixed, "<u8").reshape(len(blobs), -1)
-            heads = words[:, : HEAD.itemsize // 8].copy().view(HEAD)[:, 0]
+            heads = words[:, :_HEAD].copy().view(HEAD)[:, 0]
             tails = [blob[length:] for blob in blobs]
             alike = (heads["layout"] == layout) & (heads["size"] == size)
-            if np.all(alike & (words[:, -1] == sums(words[:, :-1], self.family, row_ids, tails))):
+            if np.all(alike & (words[:, -1] == sums(words, self.family, Pieces.of_texts(row_ids), Pieces.of(tails)))):
                 models = [blob[HEAD.itemsize : end] for blob in blobs]
                 if layout == TAILED_LAYOUT:
-                    sizes = words[:, HEAD.itemsize // 8].tolist()
+                    sizes = words[:, _HEAD].tolist()
                     models = [part[8:] + tail[:of] for part, tail, of in zip(models, tails, sizes, strict=True)]
                     tails = [tail[of:] for tail, of in zip(tails, sizes, strict=True)]
                 if number is not None:

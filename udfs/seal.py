@@ -7,21 +7,18 @@ word changes; see :mod:`udfs.rows`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
-from itertools import repeat
 from typing import Final
 from zlib import crc32
 
 import numpy as np
 
 from udfs.models import Array
+from udfs.pieces import Pieces
 
 REMEDY: Final = "bring back an older checkpoint or copy of the state, or start anew with --fresh"
 _SEAL: Final = len(b"\n01234567")
 _FACTOR: Final = 0x9E3779B97F4A7C15
-_HALF: Final = np.uint64(32)
-_AT_ONCE: Final = 1_000  # rows
 
 
 class Damaged(ValueError):
@@ -70,27 +67,25 @@ def check_layout(what: str, found: int, reads: int) -> None:
         )
 
 
-def sums(words: Array, family: str, row_ids: Iterable[str], tails: Iterable[bytes]) -> Array:
+def sums(words: Array, family: str, ids: Pieces, tails: Pieces) -> Array:
     """The checksum of each row of a family.
 
     Parameters
     ----------
     words
-        The fixed parts, dtype ``<u8``, shape ``(rows, words)``.
-    row_ids, tails
+        The fixed parts, dtype ``<u8``, shape ``(rows, words)``, of which the last is the checksum's place.
+    ids, tails
         The ids that the rows are stored under, and what follows the fixed parts. These go in as one CRC-32.
     """
-    # The ids of shared rows begin with half a character, which has no UTF-8 of its own.
-    encoded = map(str.encode, row_ids, repeat("utf-8"), repeat("surrogatepass"))
-    of_ids = map(crc32, encoded, repeat(crc32(family.encode())))
-    ends = np.fromiter(map(crc32, tails, of_ids), dtype=np.uint64, count=len(words))
-    factors = _factors(words.shape[1] + 1)
-    total: Array = ends * factors[0]
-    for start in range(0, len(words), _AT_ONCE):  # what fits into the cache
-        part = words[start : start + _AT_ONCE]
-        # The upper half goes into the lower one first: a sum by odd factors alone would not see two flipped signs.
-        total[start : start + _AT_ONCE] += np.einsum("ij,j->i", part ^ (part >> _HALF), factors[1:])
-    return total
+    from udfs import bytekernels  # here, as numba takes half a second to import
+
+    width = words.shape[1] - 1
+    crcs, factors = np.full(len(words), crc32(family.encode()), dtype=np.uint64), _factors(width + 1)
+    for pieces in (ids, tails):
+        bytekernels.add_crcs(pieces.data, pieces.bounds, bytekernels.TABLES, crcs)
+    totals: Array = crcs * factors[0]
+    bytekernels.add_words(words, width, factors[1:], totals)
+    return totals
 
 
 @lru_cache

@@ -8,7 +8,7 @@ is known of a million users is a few objects, which no cycle collector has to lo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -16,6 +16,7 @@ import orjson
 
 from udfs.ids import Ids, at_least
 from udfs.models import Array
+from udfs.pieces import Pieces
 
 _LEAST: Final = 4  # items that a history has room for
 # Places and names beyond which it is worth to look for what nobody uses.
@@ -31,7 +32,7 @@ class Seen:
     >>> seen = Seen()
     >>> seen.fit(2)
     >>> seen.meet(np.array([0, 1]), np.array([0, 1, 0, 0]), ["tea", "rum"], np.array([0, 1, 1, 0]), size=50)
-    >>> seen[0], seen[1], seen.json(np.array([0, 1]))
+    >>> seen[0], seen[1], list(seen.json(np.array([0, 1])))
     (('rum', 'tea'), ('rum',), [b'["rum","tea"]', b'["rum"]'])
     """
 
@@ -99,19 +100,18 @@ class Seen:
         """Forgets what users met."""
         self._lengths[users] = 0
 
-    def json(self, users: Array) -> list[bytes]:
+    def json(self, users: Array) -> Pieces:
         """The history of each user as a JSON array of texts."""
         from udfs import kernels
 
         if new := self._names.names[len(self._ends) - 1 :]:
             self._write(new)
         starts, lengths = self._starts[users], self._lengths[users]
-        sizes = kernels.json_sizes(starts, lengths, self._items, self._ends)
-        ends = np.cumsum(sizes)
-        text = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.uint8)
+        bounds = np.zeros(len(users) + 1, dtype=np.int64)
+        np.cumsum(kernels.json_sizes(starts, lengths, self._items, self._ends), out=bounds[1:])
+        text = np.empty(int(bounds[-1]), dtype=np.uint8)
         kernels.write_json(starts, lengths, self._items, self._ends, self._texts, text)
-        written = text.tobytes()
-        return [written[start:end] for start, end in pairwise([0, *ends.tolist()])]
+        return Pieces(text, bounds)
 
     def _grow(self, users: Array, lengths: Array) -> None:
         """Gives users a place that is long enough."""

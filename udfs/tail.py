@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from serving.schema import tail_of
+from udfs.pieces import Pieces, side_by_side
 
 # No id of an event begins so: a surrogate stands for half a character, and has no UTF-8.
 _MARK: Final = "\ud800tail "
@@ -48,6 +49,18 @@ def state_name(family: str, row_id: str) -> str:
     """
     number = tail_number(row_id)
     return f"{family}:{row_id}" if number is None else f"{_SHARED}{family}:{number}"
+
+
+def state_names(family: str, row_ids: Sequence[str], ids: Pieces, shared: bool) -> Pieces:
+    """:func:`state_name` of many rows, as UTF-8, given by their ids and the bytes of these; some may be ``shared``.
+
+    >>> names = ["ann", tail_id(7)]
+    >>> list(state_names("user", names, Pieces.of_texts(names), True))
+    [b'user:ann', b'tail.user:7']
+    """
+    if shared and any(row_id.startswith(_MARK) for row_id in row_ids):
+        return Pieces.of_texts([state_name(family, row_id) for row_id in row_ids])
+    return side_by_side([f"{family}:".encode(), ids], len(row_ids))
 
 
 def from_state_name(name: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from udfs.entities import LearnedEntities, header_entity, tile_entities
 from udfs.growth import GrowthConfig
 from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig, build
-from udfs.publisher import Author, Publisher
+from udfs.publisher import Author, Listed, Publisher
 from udfs.ranking import RankingConfig
 from udfs.ratings import KalmanMF
 from udfs.stack import Stack, default_raters
@@ -437,7 +437,7 @@ def test_a_client_that_came_before_the_header_finds_the_items_later(redis_url: s
     # Redis answers readers between the parts of a write.
     world.publisher.learned(author, entities, entities.items(), reached=b"{}")
     assert client.recommend("ann", exclude_seen=False).items == []
-    world.publisher.learned(author, [], {}, reached=b"{}", header=header_entity(learner, author))
+    world.publisher.learned(author, Listed(), {}, reached=b"{}", header=header_entity(learner, author))
     assert {r.item_id for r in client.recommend("ann", exclude_seen=False).items} == {"tea", "rum"}
 
 

@@ -19,7 +19,7 @@ from tests.secured import Secured, certificates, secured_redis
 from tests.shells import batch_of, publish
 from udfs.entities import history_calls
 from udfs.learner import Learner, LearnerConfig, build
-from udfs.publisher import Author, Publisher, draw_submission
+from udfs.publisher import Author, Listed, Publisher, draw_submission
 
 PASSWORDS = {"freshet-writer": "w" * 40, "freshet-reader": "r" * 40}
 
@@ -45,7 +45,7 @@ def test_the_writer_writes_the_prefix_and_the_reader_looks_up(server: Secured) -
     publisher, author = Publisher(server.url("freshet-writer"), "freshet", submission), Author(Keys("freshet"), 0, 1, 7)
     publish(publisher, learner())
     publisher.take_over(author)
-    publisher.learned(author, [], {}, reached=b"{}", notes=history_calls(learner(), author, now=1))
+    publisher.learned(author, Listed(), {}, reached=b"{}", notes=history_calls(learner(), author, now=1))
     client = Client(server.url("freshet-reader"))
     user, item = client.user("ann"), client.item("tea")
     assert user is not None and user.learned is not None and user.learned.count == 2

@@ -21,6 +21,7 @@ from pyflink.fn_execution.state_impl import RemoteKeyedStateBackend
 
 from udfs import mapstate
 from udfs.mapstate import items, put, put_together, taken_apart
+from udfs.pieces import Pieces
 
 # Names as ids are: of one byte, of two, of four; empty ones, too.
 MAPS = st.dictionaries(st.text(st.sampled_from("ab:é😀"), max_size=4), st.binary(max_size=5), max_size=12)
@@ -88,6 +89,10 @@ def states(jvm: Jvm) -> Iterator[tuple[Any, Any]]:
     grpc.done()
 
 
+def pieces(entries: dict[str, bytes]) -> tuple[Pieces, Pieces]:
+    return Pieces.of_texts(list(entries)), Pieces.of(list(entries.values()))
+
+
 def read(state: Any) -> dict[str, bytes]:
     with ThreadPoolExecutor(1) as background:
         batches = list(items(state, background))
@@ -128,11 +133,11 @@ def test_what_is_put_at_once_is_what_pyflink_puts(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, states(Jvm(2)) as (before, state):
         patch.setattr(mapstate, "_MESSAGE", message)
-        put(before, list(first), list(first.values()))
+        put(before, *pieces(first))
         assert dict(state.items()) == first  # and keeps it
         for name in first:
             state.remove(name)
-        put(state, list(then), list(then.values()))
+        put(state, *pieces(then))
         for name, value in last.items():
             state.put(name, value)
         assert dict(state.items()) == then | last
@@ -144,17 +149,17 @@ def test_entries_are_written_as_pyflink_writes_them() -> None:
     jvm = Jvm(2)
     with pytest.MonkeyPatch.context() as patch, states(jvm) as (state, other):
         patch.setattr(jvm, "_write", lambda _, data: messages.append(data))
-        put(state, list(entries), list(entries.values()))
+        put(state, *pieces(entries))
         for name, value in entries.items():
             other.put(name, value)
         other.get_internal_state().commit()
-    assert messages[0] == messages[1] == put_together(list(entries), list(entries.values()))
+    assert messages[0] == messages[1] == put_together(*pieces(entries))
 
 
 def test_another_pyflink_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapstate, "PYFLINK", "2.4.0")
     with states(Jvm(2)) as (state, _):
-        for use in (read, lambda of: put(of, ["a"], [b"b"])):
+        for use in (read, lambda of: put(of, *pieces({"a": b"b"}))):
             with pytest.raises(RuntimeError, match=r"as PyFlink 2\.4\.0 does it, .* install"):
                 use(state)
 

@@ -27,7 +27,7 @@ from udfs.entities import LearnedEntities
 from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig
 from udfs.outbox import Outbox
-from udfs.publisher import Author, Call, Publisher, PublishError, packed, parts
+from udfs.publisher import Author, Call, Publisher, PublishError
 from udfs.tail import from_state_name, tail_number
 
 EPOCH = 1_600_000_000_000
@@ -476,9 +476,9 @@ def test_what_is_written_is_what_was_known_when_it_was_learned(kind: str, optimi
     rows = [[T0 + at, "", f"u{at % 7}", f"i{at % 5}", "rating", float(at % 3), 0, at] for at in range(60)]
     [learned] = learner.process(batch_of(rows[:30]))
     entities = LearnedEntities(learner, learner.encode(learned), Author(Keys("p"), 0, 1, EPOCH))
-    before = [*map(packed, parts(entities))]
+    before = [*entities.parts()]
     [_] = learner.process(batch_of(rows[30:]))
-    assert [*map(packed, parts(entities))] == before and len(entities) == 12
+    assert [*entities.parts()] == before and len(entities) == 12
 
 
 def interleaved(sources: list[list[Event]], rng: random.Random) -> list[Event]:

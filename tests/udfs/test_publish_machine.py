@@ -31,12 +31,12 @@ from pyflink.fn_execution.metrics.process.metric_impl import GenericMetricGroup
 from flink_jobs.preparing import purge
 from serving.connection import connect
 from serving.schema import Field, Keys
-from tests.shells import Background, batch_of, entity_fields
+from tests.shells import Background, batch_of, entity_fields, entity_words
 from udfs import publisher as publishing
 from udfs.entities import LearnedEntities, header_entity
 from udfs.functions import LearnFunction
 from udfs.learner import Learner, LearnerConfig, build
-from udfs.publisher import Author, Call, Publisher, PublishError, draw_submission
+from udfs.publisher import Author, Call, Listed, Publisher, PublishError, draw_submission
 
 T0 = 1_700_000_000_000
 KEYS = Keys("m")
@@ -289,13 +289,12 @@ class Machine(RuleBasedStateMachine):
         assert learner.seq == len(LOG)
         author = Author(KEYS, 0, 1, self.epoch)
         made = LearnedEntities(learner, learner.encode(learner.everything()), author)
-        expected, items = list(made), made.items()
-        for key, of in entity_fields(expected).items():
-            found = self.redis.hgetall(key)
-            [number] = {str(words[1]).rpartition(".")[2].encode() for entity, words in expected if entity == key}
+        expected, items = entity_words(made), made.items()
+        for key, of in entity_fields(made).items():
+            found, number = self.redis.hgetall(key), expected[key][1].rpartition(b".")[2]
             assert found.pop(b"version").rpartition(b".")[2] == number and found == of, key
-        assert {key.decode() for key in self.entities()} == {key for key, _ in expected}
-        header = entity_fields([header_entity(learner, author)])[KEYS.model(0)]
+        assert {key.decode() for key in self.entities()} == expected.keys()
+        header = entity_fields(Listed([header_entity(learner, author)]))[KEYS.model(0)]
         assert self.redis.hget(KEYS.model(0), "seq") == header[b"seq"]
         scores = dict(self.redis.zrange(KEYS.items(0), 0, -1, withscores=True))
         assert scores == {item.encode(): float(seq) for item, seq in items.items()}
@@ -308,7 +307,9 @@ def without_flink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "udfs.functions.items", lambda rows, _: [[*zip(*of, strict=True)] for of in [rows.items()] if of]
     )
-    monkeypatch.setattr("udfs.functions.put", lambda rows, names, blobs: [*map(rows.put, names, blobs)])
+    monkeypatch.setattr(
+        "udfs.functions.put", lambda rows, names, blobs: [*map(rows.put, map(bytes.decode, names), blobs)]
+    )
 
 
 @pytest.mark.parametrize("awaited", [5_000, 1])

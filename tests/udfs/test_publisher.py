@@ -15,7 +15,7 @@ from tests.shells import batch_of, publish
 from tests.udfs.cases import rows_of
 from udfs.entities import tile_entities
 from udfs.learner import Learned, Learner, LearnerConfig, build
-from udfs.publisher import Author, Entity, Fenced, Lost, Publisher, PublishError, draw_submission
+from udfs.publisher import Author, Entity, Fenced, Listed, Lost, Publisher, PublishError, draw_submission
 from udfs.tilefeed import RECORD, UNIT, escape, paired
 
 T0 = 1_700_000_000_000
@@ -38,7 +38,7 @@ def write(
 ) -> None:
     author = Author(publisher.keys, 0, 1, EPOCH)
     publisher.take_over(author)
-    publisher.learned(author, entities, items or {}, reached=b"{}", header=header)
+    publisher.learned(author, Listed(entities), items or {}, reached=b"{}", header=header)
 
 
 def learner_of(events: list[tuple[str, str, float]], kind: str = "biased_mf") -> Learner:
@@ -338,7 +338,7 @@ def test_nothing_is_written_to_a_redis_that_lost_the_last_write(publisher: Publi
     publisher.take_over(author)
 
     def put(number: str) -> None:
-        entities: list[Entity] = [("p:user:x", [Field.VERSION, number, "bias", "0"])] * 600  # in two calls
+        entities = Listed([("p:user:x", [Field.VERSION, number, "bias", "0"])] * 600)  # in two calls
         header: Entity = ("p:model:0", [Field.VERSION, number, "model", "m"])
         publisher.learned(author, entities, {"i": 1}, reached=b"{}", header=header)
 

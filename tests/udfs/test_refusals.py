@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from udfs.events import EventFormat
 from udfs.generator import GeneratorConfig, GeneratorFeed
 from udfs.intake import Intake
 from udfs.learner import Learner
+from udfs.pieces import Pieces
 from udfs.reading import decode_position
 from udfs.seal import Damaged, seal, sums, unseal
 
@@ -66,14 +66,16 @@ def test_a_row_with_any_bit_or_length_changed_is_refused(family: str) -> None:
 
 
 def test_any_two_flipped_bits_of_a_fixed_part_change_its_checksum() -> None:
-    words = np.random.default_rng(1).integers(0, 2**63, (1, 16), dtype=np.uint64)
+    words = np.zeros((1, 17), dtype=np.uint64)  # the last is the checksum's place
+    words[:, :16] = np.random.default_rng(1).integers(0, 2**63, (1, 16), dtype=np.uint64)
     bits = np.arange(16 * 64)
-    flips = np.zeros((len(bits), 16), dtype=np.uint64)
+    flips = np.zeros((len(bits), 17), dtype=np.uint64)
     flips[bits, bits // 64] = np.uint64(1) << (bits % 64).astype(np.uint64)
-    right = sums(words, "user", ["u"], [b""])
+    right = sums(words, "user", Pieces.of([b"u"]), Pieces.of([b""]))
     for first in bits[::3]:
         both = words ^ flips[first] ^ flips[first + 1 :]
-        assert not np.any(sums(both, "user", itertools.repeat("u"), itertools.repeat(b"")) == right)
+        ids, tails = Pieces.of([b"u"] * len(both)), Pieces.of([b""] * len(both))
+        assert not np.any(sums(both, "user", ids, tails) == right)
 
 
 def test_a_row_under_another_key_is_refused() -> None:

@@ -1,0 +1,95 @@
+"""Bytes of many rows in one array are what they would be one by one."""
+
+from __future__ import annotations
+
+import zlib
+from itertools import chain
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from udfs import bytekernels, words
+from udfs.pieces import Pieces, end_to_end, side_by_side
+
+PARTS = st.lists(st.binary(max_size=40), max_size=20)
+TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=20), min_size=1, max_size=20)
+
+
+@given(parts=PARTS, start=st.integers(-25, 25), end=st.integers(-25, 25))
+def test_a_part_of_them_is_what_a_list_would_give(parts: list[bytes], start: int, end: int) -> None:
+    pieces = Pieces.of(parts)
+    some = pieces[start:end]
+    assert pieces == parts and list(some) == parts[start:end] and len(some) == len(parts[start:end])
+    assert some.joined() == b"".join(parts[start:end]) and some.lengths.tolist() == [*map(len, parts[start:end])]
+    assert end_to_end([some, pieces]) == parts[start:end] + parts
+    assert some == Pieces.of(parts[start:end])
+    for at in range(-len(parts), len(parts)):
+        assert pieces[at] == parts[at]
+    with pytest.raises(IndexError):
+        pieces[len(parts)]
+
+
+@given(parts=PARTS, same=st.binary(max_size=10), start=st.integers(0, 20))
+def test_side_by_side(parts: list[bytes], same: bytes, start: int) -> None:
+    some = parts[start:]
+    columns = [same, Pieces.of(parts)[start:], Pieces.of(some), same]
+    assert list(side_by_side(columns, len(some))) == [same + part + part + same for part in some]
+
+
+def test_columns_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="broadcast"):
+        side_by_side([Pieces.of([b"a", b"b"]), Pieces.of([b"a", b"b", b"c"])], 2)
+
+
+@given(texts=TEXTS)
+def test_texts(texts: list[str]) -> None:
+    assert Pieces.of_texts(texts) == [text.encode() for text in texts]
+    assert Pieces.of_texts(["\ud800tail", *texts])[0] == b"\xed\xa0\x80tail"
+
+
+@given(ids=PARTS, seed=st.binary(max_size=10), start=st.integers(0, 20))
+def test_a_checksum_is_zlibs(ids: list[bytes], seed: bytes, start: int) -> None:
+    some = Pieces.of(ids)[start:]
+    crcs = np.full(len(some), zlib.crc32(seed), dtype=np.uint64)
+    bytekernels.add_crcs(some.data, some.bounds, bytekernels.TABLES, crcs)
+    assert crcs.tolist() == [zlib.crc32(part, zlib.crc32(seed)) for part in ids[start:]]
+
+
+NUMBERS = st.floats(allow_nan=False) | st.floats(-10, 10) | st.sampled_from([0.0, -0.0, 1e-7, 1e22, 5e-324, 1 / 3])
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(-(2**63), 2**63 - 1), NUMBERS, st.integers(0, 10**16 - 1), st.binary(max_size=300)),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_words_are_read_as_they_were(rows: list[tuple[int, float, int, bytes]]) -> None:
+    whole, fractions, seqs, contents = (list(column) for column in zip(*rows, strict=True))
+    table = np.arange(3 * len(rows), dtype="<f4").reshape(-1, 3)
+    columns = [
+        *(words.word("name"), words.word(7)),
+        *words.integers(np.array(whole)),
+        *words.decimals(np.array(fractions)),
+        *words.numbered("v.", np.array(seqs)),
+        *words.octets(table),
+        *words.texts(Pieces.of(contents)),
+    ]
+    found = [*words.unpacked(words.joined(side_by_side(words.array(columns, 7), len(rows))))]
+    for row, (name, one, integer, decimal, number, octets, content) in enumerate(found):
+        assert (name, one, integer) == (b"name", b"7", str(whole[row]).encode())
+        assert np.float64(float(decimal)).tobytes() == np.float64(fractions[row]).tobytes()
+        assert number == f"v.{seqs[row]:016d}".encode()
+        assert (octets, content) == (table[row].tobytes(), contents[row])
+    assert len(found) == len(rows)
+
+
+@given(texts=TEXTS, number=st.integers(-(2**63), 2**63 - 1))
+def test_what_another_packer_wrote_is_unpacked_too(texts: list[str], number: int) -> None:
+    packed = msgspec.msgpack.encode([[*texts, number, "x" * 300, "y" * 70_000]])
+    expected = chain(texts, [str(number), "x" * 300, "y" * 70_000])
+    assert [*words.unpacked(packed)] == [[text.encode() for text in expected]]
