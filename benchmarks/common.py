@@ -18,7 +18,7 @@ import orjson
 from river import reco
 
 from udfs.generator import BLOCK, Generator, GeneratorConfig
-from udfs.publisher import Entities
+from udfs.publisher import Entities, Part
 
 RESULTS: Final = Path(__file__).parent / "results"
 N_FACTORS: Final = 16
@@ -34,7 +34,7 @@ class Made:
     def __len__(self) -> int:
         return self._count
 
-    def parts(self) -> Iterator[tuple[Sequence[str], bytes]]:
+    def parts(self) -> Iterator[Part]:
         return iter(self.made)
 
 

@@ -20,6 +20,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,11 +91,12 @@ def _cpu(connection: Any) -> float:
 def plain_hset(connection: Any, entities: Made) -> Callable[[], None]:
     """Sets the fields of entities as they are; what is sent is packed before, so that Redis does not wait for us."""
     socket = connection.connection_pool.get_connection()
-    commands = [
-        ("HSET", key, *words)
-        for keys, packed in entities.parts()
-        for key, words in zip(keys, unpacked(packed), strict=True)
-    ]
+    commands = []
+    for part in entities.parts():
+        fields, values = unpacked(part.fields), unpacked(part.values)
+        for at, key in enumerate(part.keys):
+            row = values[at * len(fields) : (at + 1) * len(fields)]
+            commands.append(("HSET", key, *chain.from_iterable(zip(fields, row, strict=True))))
     parts = [commands[at : at + _BATCH] for at in range(0, len(commands), _BATCH)]
     packed = [(len(part), socket.pack_commands(part)) for part in parts]
 

@@ -73,12 +73,11 @@ def publish(
     publisher.learned(author, entities, entities.items(), drops, reached=orjson.dumps(learner.reached), header=header)
 
 
-def entity_words(entities: Entities) -> dict[str, list[bytes]]:
-    """The words that a write gives each entity, as Redis has them."""
-    return {key: words for keys, packed in entities.parts() for key, words in zip(keys, unpacked(packed), strict=True)}
-
-
 def entity_fields(entities: Entities) -> dict[str, dict[bytes, bytes]]:
-    """The fields that a write gives each entity, its version aside, as Redis returns them."""
-    found = entity_words(entities).items()
-    return {key: dict(zip(words[2::2], words[3::2], strict=True)) for key, words in found}
+    """The fields that a write gives each entity, as Redis returns them."""
+    found = {}
+    for part in entities.parts():
+        fields, values = unpacked(part.fields), unpacked(part.values)
+        for at, key in enumerate(part.keys):
+            found[key] = dict(zip(fields, values[at * len(fields) : (at + 1) * len(fields)], strict=True))
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, Final
 
 import numpy as np
@@ -24,7 +24,7 @@ from udfs import metrics, words
 from udfs.learner import Learner
 from udfs.models import ITEM, USER, Array, RankingModel
 from udfs.pieces import Pieces, side_by_side
-from udfs.publisher import Author, Call, Entity, Word, parts, slices
+from udfs.publisher import Author, Call, Entity, Part, Word, parts, slices
 from udfs.ranking import SEGMENTS
 from udfs.rows import EncodedRows
 from udfs.tail import tail_number
@@ -56,13 +56,11 @@ class LearnedEntities:
     def __len__(self) -> int:
         return sum(len(rows.row_ids) for rows in self._encoded.values())
 
-    def parts(self) -> Iterator[tuple[Sequence[str], bytes]]:
+    def parts(self) -> Iterator[Part]:
         for family in (USER, ITEM):
             rows = self._encoded[family]
             for start in range(0, len(rows.row_ids), _AT_ONCE):
-                keys, made = self._made(family, rows.part(start, start + _AT_ONCE))
-                for some in slices(len(keys)):
-                    yield keys[some], words.joined(made[some])
+                yield from self._made(family, rows.part(start, start + _AT_ONCE))
 
     def items(self) -> dict[str, int]:
         """The items that have rows of their own, by their ``seq``."""
@@ -78,36 +76,36 @@ class LearnedEntities:
         seqs: Array = rows.heads["seq"]
         return seqs
 
-    def _made(self, family: str, rows: EncodedRows) -> tuple[list[str], Pieces]:
-        """Keys, and the words that go there, column by column: a call for each number takes longer than all else."""
+    def _made(self, family: str, rows: EncodedRows) -> Iterator[Part]:
+        # Column by column: a call for each number takes longer than all else.
         model, author, heads = self._model, self._author, rows.heads
         keys, shard, shards = author.keys, author.shard, author.shards
         key_of, of_shard = (keys.user, 1) if family == USER else (keys.item, shards)
         values: dict[str, list[words.Column]] = {
             Field.VERSION: words.numbered(version_before(author.epoch, author.attempt), self._seqs(family, rows)),
-            Field.COUNT: words.integers(heads["count"]),
-            Field.UPDATED_AT: words.integers(heads["updated_at"]),
+            Field.COUNT: words.numbers(heads["count"]),
+            Field.UPDATED_AT: words.numbers(heads["updated_at"]),
         }
         if not isinstance(model, RankingModel):
-            values[Field.BIAS] = words.decimals(model.biases(family, rows.weights))
+            values[Field.BIAS] = words.numbers(model.biases(family, rows.weights))
         vectors = model.vectors(family, rows.weights)
         if vectors.shape[1]:
             values[Field.VECTOR] = words.octets(vector_rows(vectors))
         for name, more in model.more_fields(family, rows.weights, rows.tails).items():
             values[name] = words.octets(more) if isinstance(more, np.ndarray) else words.texts(Pieces.of(more))
         if family == USER:
-            values |= {Field.SHARD: [words.word(shard)], Field.SEEN: words.texts(rows.seen)}
+            values |= {Field.SHARD: [words.word(str(shard))], Field.SEEN: words.texts(rows.seen)}
         else:
-            values[Field.POPULARITY] = words.decimals(heads["popularity"])
+            values[Field.POPULARITY] = words.numbers(heads["popularity"])
         row_keys = [*map(key_of, rows.row_ids)]
         if self._has_tail:
             for at, row_id in enumerate(rows.row_ids):
                 if (shared := tail_number(row_id)) is not None:
                     row_keys[at] = keys.tail(shard, family, shared)
-        columns: list[words.Column] = []
-        for name, column in values.items():
-            columns += (words.word(sharded(name, shard, of_shard)), *column)
-        return row_keys, side_by_side(words.array(columns, 2 * len(values)), len(row_keys))
+        fields = words.array([sharded(name, shard, of_shard) for name in values])
+        made = side_by_side(chain.from_iterable(values.values()), len(row_keys))
+        for some in slices(len(row_keys)):
+            yield Part(row_keys[some], fields, words.joined(made[some], len(values)))
 
 
 def dropped_calls(learner: Learner, dropped: Mapping[str, Iterable[str]], author: Author) -> list[Call]:
@@ -201,7 +199,7 @@ def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str]
                 "start": int(start),
                 "end": ended,
             }
-            entity[:2] = ended, orjson.dumps(session).decode()
+            entity[:2] = str(ended), orjson.dumps(session).decode()
     return [*entities.items()]
 
 

@@ -76,19 +76,38 @@ class Entities(Protocol):
 
     def __len__(self) -> int: ...
 
-    def parts(self) -> Iterator[tuple[Sequence[str], bytes]]:
-        """What one script call takes of them: their keys, and their words as :func:`packed` gives them."""
+    def parts(self) -> Iterator[Part]:
+        """What one script call takes of them, and then the next."""
+
+
+class Part(NamedTuple):
+    """Entities that have the same fields.
+
+    Attributes
+    ----------
+    fields
+        The names of the fields, that of the version first, as MessagePack.
+    values
+        The values in these, as texts, those of one entity behind those of the other, as MessagePack.
+    """
+
+    keys: Sequence[str]
+    fields: bytes
+    values: bytes
 
 
 class Listed(list[Entity]):
     """Entities that are few.
 
-    >>> list(Listed([("key", ["a", 1])]).parts())
-    [(['key'], b'\\x91\\x92\\xa1a\\x01')]
+    >>> list(Listed([("key", ["a", "b"]), ("other", ["a", 1])]).parts())
+    [Part(keys=['key', 'other'], fields=b'\\x91\\xa1a', values=b'\\x92\\xa1b\\xa11')]
     """
 
-    def parts(self) -> Iterator[tuple[Sequence[str], bytes]]:
-        return (([key for key, _ in some], packed(some)) for some in parts(self))
+    def parts(self) -> Iterator[Part]:
+        for fields, alike in itertools.groupby(self, lambda entity: entity[1][::2]):
+            for some in parts(alike):
+                values = [str(value) for _, words in some for value in words[1::2]]
+                yield Part([key for key, _ in some], _PACKER.encode(fields), _PACKER.encode(values))
 
 
 # A script, and its KEYS and ARGV but for fence, tombstones and submission.
@@ -238,12 +257,12 @@ class Publisher:
             for members in parts(list(items.items())):
                 words = (word for item, seq in members for word in (seq, item))
                 yield author.call(("shard_note", [], ("ZADD", author.keys.items(author.shard), "GT", *words)))
-            for keys, content in entities.parts():
-                yield author.call(("publish_learned", keys, [self._ttl, content]))
+            for part in entities.parts():
+                yield author.call(("publish_learned", part.keys, [self._ttl, part.fields, part.values]))
 
         def end() -> Iterator[Call]:
-            if header is not None:
-                yield author.call(("publish_learned", [header[0]], [0, packed([header])]))
+            for part in Listed([] if header is None else [header]).parts():
+                yield author.call(("publish_learned", part.keys, [0, part.fields, part.values]))
             yield from map(author.call, notes)
             done = f"{author.attempt} {write}"
             yield author.call(("shard_note", [], ("HSET", ledger, author.field(Field.AUTHOR), done)))

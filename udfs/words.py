@@ -1,12 +1,12 @@
 """Words of MessagePack, of many rows at once: columns for :func:`udfs.pieces.side_by_side`.
 
-Redis's reader knows texts only, which to it are bytes; and numbers, which it makes texts of.
+Redis's reader knows texts only, which to it are bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -20,38 +20,28 @@ _ENCODE: Final = msgspec.msgpack.Encoder().encode
 _LONG: Final = 10**16  # below which a number has sixteen digits at the most
 _DIGITS: Final = 16
 _COMMA: Final = 44
-_HEADS: Final = {0xD9: 2, 0xDA: 3, 0xDB: 5}  # of texts: bytes before the text, the last of which say how long it is
+_HEADS: Final = {0xD9: 2, 0xDA: 3, 0xDB: 5}  # how many bytes come before a text of 32 bytes or more, by the first
 
 
-def word(value: str | int) -> bytes:
+def word(text: str) -> bytes:
     """A word that is the same in each row."""
-    return _ENCODE(value)
+    return _ENCODE(text)
 
 
-def array(columns: Sequence[Column], words: int) -> list[Column]:
-    """Columns that hold so many words in all, as an array in each row."""
-    return [_array_of(words), *columns]
+def array(texts: Sequence[str]) -> bytes:
+    """Words of their own."""
+    return _ENCODE(texts)
 
 
-def integers(values: Array) -> list[Column]:
-    """Whole numbers.
+def numbers(values: Array) -> list[Column]:
+    """Numbers as the shortest texts that are read as the same: to make a text of a number costs Redis more than us.
 
-    >>> from udfs.pieces import side_by_side
-    >>> list(side_by_side(integers(np.array([1, -2])), 2))
-    [b'\\xd3\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x01', b'\\xd3\\xff\\xff\\xff\\xff\\xff\\xff\\xff\\xfe']
+    >>> list(numbers(np.array([1, -2]))[-1]), list(numbers(np.array([0.1, -3.0]))[-1])
+    ([b'1', b'-2'], [b'0.1', b'-3.0'])
     """
-    return [b"\xd3", Pieces.of_rows(values.astype(">i8"))]
-
-
-def decimals(values: Array) -> list[Column]:
-    """Doubles, as the shortest texts that are read as the same.
-
-    >>> list(decimals(np.array([0.1, -3.0]))[-1]), list(decimals(np.array([0.5, -np.inf]))[-1])
-    ([b'0.1', b'-3.0'], [b'0.5', b'-inf'])
-    """
-    if not np.isfinite(values).all():  # JSON has no words for these
+    if values.dtype.kind == "f" and not np.isfinite(values).all():  # JSON has no words for these
         return texts(Pieces.of_texts([*map(repr, values.tolist())]))
-    written = orjson.dumps(np.ascontiguousarray(values, dtype=np.float64), option=orjson.OPT_SERIALIZE_NUMPY)
+    written = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
     octets = np.frombuffer(bytearray(written[1:-1]), dtype=np.uint8)
     is_comma = octets == _COMMA
     bounds = np.zeros(len(values) + 1, dtype=np.int64)
@@ -87,29 +77,16 @@ def texts(pieces: Pieces) -> list[Column]:
     return [b"\xdb", Pieces.of_rows(pieces.lengths.astype(">u4")), pieces]
 
 
-def joined(rows: Pieces) -> bytes:
-    """An array of rows, each of them packed: fewer than 65,536."""
-    return _array_of(len(rows)) + rows.joined()
+def joined(rows: Pieces, width: int) -> bytes:
+    """Rows of so many words each, as one array: of fewer than 65,536 words."""
+    return b"\xdc" + (len(rows) * width).to_bytes(2, "big") + rows.joined()
 
 
-def unpacked(packed: bytes) -> Iterator[list[bytes]]:
-    """The rows of words in what :func:`joined` gives, as Redis has them.
+def unpacked(packed: bytes) -> list[bytes]:
+    """The words in an array, as Redis has them.
 
-    >>> list(unpacked(msgspec.msgpack.encode([["a", 1], ["bc", -2]])))
-    [[b'a', b'1'], [b'bc', b'-2']]
+    >>> unpacked(msgspec.msgpack.encode(["a", "bc"]))
+    [b'a', b'bc']
     """
-    rows: Iterable[Sequence[msgspec.Raw]] = msgspec.msgpack.decode(packed, type=list[list[msgspec.Raw]])
-    return ([_text(bytes(of)) for of in row] for row in rows)
-
-
-def _text(packed: bytes) -> bytes:
-    if packed[0] in _HEADS:
-        return packed[_HEADS[packed[0]] :]
-    if packed[0] >> 5 == 0b101:  # a text of less than 32 bytes
-        return packed[1:]
-    number: Any = msgspec.msgpack.decode(packed)
-    return str(number).encode()
-
-
-def _array_of(length: int) -> bytes:
-    return b"\xdc" + length.to_bytes(2, "big")
+    found: list[msgspec.Raw] = msgspec.msgpack.decode(packed, type=list[msgspec.Raw])
+    return [text[_HEADS.get(text[0], 1) :] for text in map(bytes, found)]
