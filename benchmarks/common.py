@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import orjson
 from river import reco
 
@@ -36,6 +37,23 @@ class Made:
 
     def parts(self) -> Iterator[Part]:
         return iter(self.made)
+
+
+def written(entities: Entities) -> dict[str, dict[bytes, bytes]]:
+    """The fields that a write gives each entity, as Redis returns them."""
+    found = {}
+    for part in entities.parts():
+        fields, values = texts_in(part.fields), texts_in(part.values)
+        for at, key in enumerate(part.keys):
+            found[key] = dict(zip(fields, values[at * len(fields) : (at + 1) * len(fields)], strict=True))
+    return found
+
+
+def texts_in(packed: bytes) -> list[bytes]:
+    """The texts, or bytes, in an array of MessagePack."""
+    heads = {0xD9: 2, 0xDA: 3, 0xDB: 5}  # how many bytes come before a text of 32 bytes or more, by the first
+    found: list[msgspec.Raw] = msgspec.msgpack.decode(packed, type=list[msgspec.Raw])
+    return [text[heads.get(text[0], 1) :] for text in map(bytes, found)]
 
 
 def stream(folder: Path, events: int, users: int = 20_000, items: int = 1_250, interval: int = 10) -> Path:

@@ -5,8 +5,8 @@
 Rows of 16 factors, users who have seen 50 items, an embedded Redis on its socket, where all of them are already: each
 is compared and set by the job's own script. One after the other:
 
-- arguments: ``LearnedEntities`` of rows that are encoded, as for the state
-- ``Publisher.learned``: packs, sends, and waits for Redis; CPU time of this process, and of Redis meanwhile
+- arguments: ``LearnedEntities`` of rows that are encoded, as for the state, to the words as Redis gets them
+- ``Publisher.learned``: sends, and waits for Redis; CPU time of this process, and of Redis meanwhile
 - both in turn, as a learner does: the figure that counts
 - plain: the same fields and values by ``HSET``, without script, version or fence: the least that Redis itself can take
 
@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import orjson
 
-from benchmarks.common import N_FACTORS, Made, progress, scratch, show, store
+from benchmarks.common import N_FACTORS, Made, progress, scratch, show, store, written
 from benchmarks.jobs import KEYS
 from flink_jobs.embedded import embedded_redis
 from serving.connection import connect
@@ -37,7 +37,6 @@ from udfs.interactions import Interactions
 from udfs.learner import Learner, LearnerConfig
 from udfs.publisher import Author, Publisher
 from udfs.rows import EncodedRows
-from udfs.words import unpacked
 
 TARGET: Final = 200_000.0
 _SEEN: Final = 50
@@ -91,12 +90,7 @@ def _cpu(connection: Any) -> float:
 def plain_hset(connection: Any, entities: Made) -> Callable[[], None]:
     """Sets the fields of entities as they are; what is sent is packed before, so that Redis does not wait for us."""
     socket = connection.connection_pool.get_connection()
-    commands = []
-    for part in entities.parts():
-        fields, values = unpacked(part.fields), unpacked(part.values)
-        for at, key in enumerate(part.keys):
-            row = values[at * len(fields) : (at + 1) * len(fields)]
-            commands.append(("HSET", key, *chain.from_iterable(zip(fields, row, strict=True))))
+    commands = [("HSET", key, *chain.from_iterable(of.items())) for key, of in written(entities).items()]
     parts = [commands[at : at + _BATCH] for at in range(0, len(commands), _BATCH)]
     packed = [(len(part), socket.pack_commands(part)) for part in parts]
 

@@ -14,7 +14,7 @@ tile feed      the same with windows, less the same without: a difference, and s
 hand over      ``Batch.encode`` and ``Batch.decode``
 learn          ``Learner.process``, by compiled code or by River's; and of the filters of ratings
 state          ``Learner.encode``: the bytes of the touched rows
-arguments      ``LearnedEntities``: the words of the writes
+arguments      ``LearnedEntities``: the words of the writes, as Redis gets them
 publish        ``Publisher.learned``: a real Redis, until it has acknowledged
 JVM            a chunk through two operators that do nothing (``benchmarks.passthrough``), two cores at work
 =============  ========================================================================================

@@ -4,6 +4,7 @@
 -- the values, those of one hash behind those of the other: texts, as a number costs Redis more than all else of a hash.
 local ttl, fields, values = tonumber(ARGV[5]), cmsgpack.unpack(ARGV[6]), cmsgpack.unpack(ARGV[7])
 local words, width = {}, #fields
+if #values ~= (#KEYS - 3) * width then return redis.error_reply('values are missing') end
 for n = 1, width do words[2 * n - 1] = fields[n] end
 for k = 4, #KEYS do
   local before = (k - 4) * width

@@ -14,8 +14,7 @@ from udfs.entities import LearnedEntities, dropped_calls, header_entity
 from udfs.interactions import Interactions
 from udfs.learner import Learned, Learner
 from udfs.packing import pack_lines
-from udfs.publisher import Author, Entities, Publisher
-from udfs.words import unpacked
+from udfs.publisher import Author, Publisher
 
 BACKGROUND = ThreadPoolExecutor(1)
 
@@ -71,13 +70,3 @@ def publish(
     entities = LearnedEntities(learner, learner.encode(learned), author)
     header = header_entity(learner, author)
     publisher.learned(author, entities, entities.items(), drops, reached=orjson.dumps(learner.reached), header=header)
-
-
-def entity_fields(entities: Entities) -> dict[str, dict[bytes, bytes]]:
-    """The fields that a write gives each entity, as Redis returns them."""
-    found = {}
-    for part in entities.parts():
-        fields, values = unpacked(part.fields), unpacked(part.values)
-        for at, key in enumerate(part.keys):
-            found[key] = dict(zip(fields, values[at * len(fields) : (at + 1) * len(fields)], strict=True))
-    return found

@@ -234,7 +234,7 @@ class BlendModel(RankingModel):
 
     def more_fields(self, family: str, weights: Array, tails: Sequence[bytes]) -> Mapping[str, Array | Sequence[bytes]]:
         if family == USER:
-            return {Field.HISTORY: side_by_side([_cut(weights), Pieces.of(tails)], len(weights))}
+            return {Field.HISTORY: side_by_side([Pieces.of_rows(weights), Pieces.of(tails)], len(weights))}
         rows = self._rows(weights)
         stats, links = np.zeros(len(rows), STATS), np.zeros(len(rows), LINKS)
         for name in ("number", "count", "repeated", "near_sum"):
@@ -246,7 +246,7 @@ class BlendModel(RankingModel):
         heads = np.concatenate([_octets(links), _octets(rows["inputs"])], axis=1)
         return {
             Field.STATS: stats[:, None],
-            Field.LINKS: side_by_side([_cut(heads), Pieces.of(tails)], len(rows)),
+            Field.LINKS: side_by_side([Pieces.of_rows(heads), Pieces.of(tails)], len(rows)),
         }
 
     def header_fields(self) -> Mapping[str, bytes | str | int]:
@@ -289,11 +289,6 @@ def _words(rows: Array) -> Array:
 def _octets(rows: Array) -> Array:
     octets: Array = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
     return octets
-
-
-def _cut(rows: Array) -> Pieces:
-    """The bytes of each row of a table."""
-    return Pieces.of_rows(np.ascontiguousarray(rows))
 
 
 def _joined(tables: Sequence[Array], masks: Sequence[Array]) -> Pieces:

@@ -31,7 +31,7 @@ from udfs.mapstate import items, put
 from udfs.models import RowModel
 from udfs.names import State
 from udfs.outbox import Outbox
-from udfs.pieces import Pieces, end_to_end
+from udfs.pieces import Pieces
 from udfs.publisher import Author, Publisher
 from udfs.reading import Feed
 from udfs.records import Gathered
@@ -342,9 +342,8 @@ class LearnFunction(KeyedProcessFunction):
             self._settle()
             # Redis takes its time, in which the rows go into the state, and perhaps the next are learned.
             self._outboxes[key].publish(learned, encoded)
-            shared = learner.config.growth.has_tail
-            names = [state_names(family, rows.row_ids, rows.ids, shared) for family, rows in encoded.items()]
-            put(self._state.rows, end_to_end(names), end_to_end([rows.blobs for rows in encoded.values()]))
+            names = [state_names(family, rows.row_ids, rows.ids) for family, rows in encoded.items()]
+            put(self._state.rows, [*zip(names, (rows.blobs for rows in encoded.values()), strict=True)])
             for family, row_ids in learned.dropped.items():
                 for row_id in row_ids:
                     self._state.rows.remove(state_name(family, row_id))
@@ -428,7 +427,7 @@ class ReshardFunction(KeyedProcessFunction):
         if new is None or new.header is None:
             return
         state.header.update(new.header)
-        put(state.rows, Pieces.of_texts(list(new.rows)), Pieces.of(list(new.rows.values())))
+        put(state.rows, [(Pieces.of_texts(list(new.rows)), Pieces.of(list(new.rows.values())))])
         for number, batch in new.waiting.items():
             state.waiting.put(number, batch)
         for user_id, tombstone in new.tombstones.items():

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any, Final
@@ -51,32 +51,34 @@ def items(state: Any, background: ThreadPoolExecutor) -> Iterator[tuple[list[str
     yield from map(taken_apart, _batches(state, background))
 
 
-def put(state: Any, names: Pieces, values: Pieces) -> None:
+def put(state: Any, entries: Iterable[tuple[Pieces, Pieces]]) -> None:
     """Puts entries into a map of texts to bytes, as ``MapState.put()`` does, and waits until the JVM has them.
-
-    Names are in UTF-8.
 
     Parameters
     ----------
     state
         As for :func:`items`.
+    entries
+        Names, in UTF-8, and their values.
 
     Raises
     ------
     RuntimeError
         If this is another PyFlink, or the JVM could not take them.
+    ValueError
+        If there are not as many values as names.
     """
     _check()
     of = state.get_internal_state()
     of.commit()  # what was written before, and not yet sent
     handler = of._map_state_handler
     handler.clear_read_cache(of._state_key)
-    size = int(values.bounds[-1] - values.bounds[0]) + 64 * len(values)
-    count = max(1, len(names) * _MESSAGE // max(size, 1))
-    sent = [
-        handler._underlying.append_raw(of._state_key, put_together(names[at : at + count], values[at : at + count]))
-        for at in range(0, len(names), count)
-    ]
+    sent = []
+    for names, values in entries:
+        count = max(1, len(values) * _MESSAGE // max(int(values.bounds[-1] - values.bounds[0]), 1))
+        for at in range(0, max(len(names), len(values)), count):
+            message = put_together(names[at : at + count], values[at : at + count])
+            sent.append(handler._underlying.append_raw(of._state_key, message))
     for one in sent:
         one.get()
 
@@ -88,7 +90,7 @@ def put_together(names: Pieces, values: Pieces) -> bytes:
     b'\\x00\\x00\\x00\\x01\\x02\\x00\\x00\\x00\\x05\\x00\\x00\\x00\\x01a\\x00\\x00\\x00\\x07\\x00\\x00\\x00\\x03row'
     """
     entries = side_by_side([_PUT, _sizes(names), names, _sizes(values), values], len(names))
-    return struct.pack(">I", len(names)) + entries.joined()
+    return b"".join((struct.pack(">I", len(names)), entries.data.data))
 
 
 def _sizes(pieces: Pieces) -> Pieces:

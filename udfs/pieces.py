@@ -56,13 +56,14 @@ class Pieces(Sequence[bytes]):
 
     @classmethod
     def of_rows(cls, rows: npt.NDArray[Any]) -> Pieces:
-        """The bytes of each row of an array, which is contiguous.
+        """The bytes of each row of an array.
 
         >>> list(Pieces.of_rows(np.array([[1, 2], [3, 4]], dtype="<u2")))
         [b'\\x01\\x00\\x02\\x00', b'\\x03\\x00\\x04\\x00']
         """
         width = rows.itemsize * int(np.prod(rows.shape[1:]))
-        return cls(rows.reshape(-1).view(np.uint8), np.arange(len(rows) + 1, dtype=np.int64) * width)
+        data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+        return cls(data, np.arange(len(rows) + 1, dtype=np.int64) * width)
 
     @classmethod
     def _of(cls, data: bytearray, lengths: Iterable[int], count: int) -> Pieces:
@@ -88,7 +89,9 @@ class Pieces(Sequence[bytes]):
 
     def __getitem__(self, at: int | slice) -> bytes | Pieces:
         if isinstance(at, slice):
-            start, end, _ = at.indices(len(self))
+            start, end, step = at.indices(len(self))
+            if step != 1:
+                raise ValueError(f"pieces are cut one after the other, not with a step of {step}")
             return Pieces(self.data, self.bounds[start : max(start, end) + 1])
         start, end = self.bounds[:-1][at], self.bounds[1:][at]
         return self.data[start:end].tobytes()
@@ -110,6 +113,11 @@ class Pieces(Sequence[bytes]):
 def side_by_side(columns: Iterable[bytes | Pieces], count: int) -> Pieces:
     """So many pieces, each of one piece of every column; bytes are the same in each.
 
+    Raises
+    ------
+    ValueError
+        If a column has another number of pieces.
+
     >>> list(side_by_side([b"<", Pieces.of([b"tea", b"rum"]), b">"], 2))
     [b'<tea>', b'<rum>']
     """
@@ -120,6 +128,8 @@ def side_by_side(columns: Iterable[bytes | Pieces], count: int) -> Pieces:
         if isinstance(column, bytes) and merged and isinstance(merged[-1], bytes):
             merged[-1] += column
         else:
+            if not isinstance(column, bytes) and len(column) != count:
+                raise ValueError(f"a column has {len(column)} pieces, not {count}")
             merged.append(column)
     parts = [Pieces.of([column]) if isinstance(column, bytes) else column for column in merged]
     bounds = np.zeros(count + 1, dtype=np.int64)
@@ -131,17 +141,3 @@ def side_by_side(columns: Iterable[bytes | Pieces], count: int) -> Pieces:
     for part in parts:
         bytekernels.put(part.data, part.bounds, places, data)
     return Pieces(data, bounds)
-
-
-def end_to_end(parts: Sequence[Pieces]) -> Pieces:
-    """The pieces of one, then those of the next.
-
-    >>> list(end_to_end([Pieces.of([b"tea"]), Pieces.of([b"rum", b"gin"])]))
-    [b'tea', b'rum', b'gin']
-    """
-    bounds, end = [np.zeros(1, dtype=np.int64)], 0
-    for part in parts:
-        bounds.append(part.bounds[1:] - part.bounds[0] + end)
-        end = int(bounds[-1][-1]) if len(part) else end
-    data = [part.data[part.bounds[0] : part.bounds[-1]] for part in parts]
-    return Pieces(np.concatenate(data), np.concatenate(bounds))

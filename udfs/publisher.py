@@ -39,6 +39,7 @@ from udfs.telemetry import (
     of_buckets,
 )
 from udfs.tombstones import Arguments, Tombstone, deleting, hiding, lifting
+from udfs.words import array
 
 # Entities a script call: Redis serves nobody else during one, about 1 ms.
 _PER_CALL: Final = 500
@@ -66,8 +67,7 @@ _LOG: Final = logging.getLogger("freshet")
 
 Result = TypeVar("Result")
 Word = str | int
-# A key, and what a script writes there, see the scripts: as MessagePack, which costs Redis and us less than as many
-# arguments.
+# A key, and what is written there: fields and their values in turn, or as a script has it.
 Entity = tuple[str, Sequence[Word]]
 
 
@@ -97,7 +97,7 @@ class Part(NamedTuple):
 
 
 class Listed(list[Entity]):
-    """Entities that are few.
+    """Entities that are few, given by fields and values in turn.
 
     >>> list(Listed([("key", ["a", "b"]), ("other", ["a", 1])]).parts())
     [Part(keys=['key', 'other'], fields=b'\\x91\\xa1a', values=b'\\x92\\xa1b\\xa11')]
@@ -107,7 +107,7 @@ class Listed(list[Entity]):
         for fields, alike in itertools.groupby(self, lambda entity: entity[1][::2]):
             for some in parts(alike):
                 values = [str(value) for _, words in some for value in words[1::2]]
-                yield Part([key for key, _ in some], _PACKER.encode(fields), _PACKER.encode(values))
+                yield Part([key for key, _ in some], array(fields), array(values))
 
 
 # A script, and its KEYS and ARGV but for fence, tombstones and submission.

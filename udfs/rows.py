@@ -87,7 +87,8 @@ class EncodedRows:
     def part(self, start: int, end: int) -> EncodedRows:
         """Some of the rows, one after the other."""
         of = slice(start, end)
-        return EncodedRows(*(column[of] for column in vars(self).values()))
+        texts = self.ids[of], self.blobs[of]
+        return EncodedRows(self.row_ids[of], *texts, self.heads[of], self.weights[of], self.seen[of], self.tails[of])
 
 
 class Rows(Mapping[str, Row]):
@@ -207,7 +208,9 @@ class Rows(Mapping[str, Row]):
         words = np.empty((len(heads), _CHECK + sum(part.shape[1] for part in parts)), dtype="<u8")
         np.concatenate(parts, axis=1, out=words[:, :-1])
         words[:, -1] = sums(words, self.family, ids, after)
-        blobs = side_by_side([Pieces.of_rows(words), after], len(row_ids))
+        blobs = Pieces.of_rows(words)
+        if len(after.data):
+            blobs = side_by_side([blobs, after], len(row_ids))
         return EncodedRows(row_ids, ids, blobs, heads, weights, seen, of_model)
 
     def restore(

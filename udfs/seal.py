@@ -76,9 +76,16 @@ def sums(words: Array, family: str, ids: Pieces, tails: Pieces) -> Array:
         The fixed parts, dtype ``<u8``, shape ``(rows, words)``, of which the last is the checksum's place.
     ids, tails
         The ids that the rows are stored under, and what follows the fixed parts. These go in as one CRC-32.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many of each.
     """
     from udfs import bytekernels  # here, as numba takes half a second to import
 
+    if not len(words) == len(ids) == len(tails):
+        raise ValueError(f"{len(words)} rows have {len(ids)} ids and {len(tails)} tails")
     width = words.shape[1] - 1
     crcs, factors = np.full(len(words), crc32(family.encode()), dtype=np.uint64), _factors(width + 1)
     for pieces in (ids, tails):

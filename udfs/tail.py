@@ -51,14 +51,15 @@ def state_name(family: str, row_id: str) -> str:
     return f"{family}:{row_id}" if number is None else f"{_SHARED}{family}:{number}"
 
 
-def state_names(family: str, row_ids: Sequence[str], ids: Pieces, shared: bool) -> Pieces:
-    """:func:`state_name` of many rows, as UTF-8, given by their ids and the bytes of these; some may be ``shared``.
+def state_names(family: str, row_ids: Sequence[str], ids: Pieces) -> Pieces:
+    """:func:`state_name` of many rows, as UTF-8, given by their ids and the bytes of these.
 
     >>> names = ["ann", tail_id(7)]
-    >>> list(state_names("user", names, Pieces.of_texts(names), True))
+    >>> list(state_names("user", names, Pieces.of_texts(names)))
     [b'user:ann', b'tail.user:7']
     """
-    if shared and any(row_id.startswith(_MARK) for row_id in row_ids):
+    is_ascii = ids.data.max(initial=0) < 128
+    if not is_ascii and any(row_id.startswith(_MARK) for row_id in row_ids):
         return Pieces.of_texts([state_name(family, row_id) for row_id in row_ids])
     return side_by_side([f"{family}:".encode(), ids], len(row_ids))
 

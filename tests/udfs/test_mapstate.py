@@ -133,11 +133,11 @@ def test_what_is_put_at_once_is_what_pyflink_puts(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, states(Jvm(2)) as (before, state):
         patch.setattr(mapstate, "_MESSAGE", message)
-        put(before, *pieces(first))
+        put(before, [pieces(first)])
         assert dict(state.items()) == first  # and keeps it
         for name in first:
             state.remove(name)
-        put(state, *pieces(then))
+        put(state, [pieces(then)])
         for name, value in last.items():
             state.put(name, value)
         assert dict(state.items()) == then | last
@@ -149,7 +149,7 @@ def test_entries_are_written_as_pyflink_writes_them() -> None:
     jvm = Jvm(2)
     with pytest.MonkeyPatch.context() as patch, states(jvm) as (state, other):
         patch.setattr(jvm, "_write", lambda _, data: messages.append(data))
-        put(state, *pieces(entries))
+        put(state, [pieces(entries)])
         for name, value in entries.items():
             other.put(name, value)
         other.get_internal_state().commit()
@@ -159,7 +159,7 @@ def test_entries_are_written_as_pyflink_writes_them() -> None:
 def test_another_pyflink_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapstate, "PYFLINK", "2.4.0")
     with states(Jvm(2)) as (state, _):
-        for use in (read, lambda of: put(of, *pieces({"a": b"b"}))):
+        for use in (read, lambda of: put(of, [pieces({"a": b"b"})])):
             with pytest.raises(RuntimeError, match=r"as PyFlink 2\.4\.0 does it, .* install"):
                 use(state)
 

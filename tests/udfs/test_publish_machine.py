@@ -28,10 +28,11 @@ from hypothesis.stateful import (
 )
 from pyflink.fn_execution.metrics.process.metric_impl import GenericMetricGroup
 
+from benchmarks.common import written
 from flink_jobs.preparing import purge
 from serving.connection import connect
 from serving.schema import Field, Keys
-from tests.shells import Background, batch_of, entity_fields
+from tests.shells import Background, batch_of
 from udfs import publisher as publishing
 from udfs.entities import LearnedEntities, header_entity
 from udfs.functions import LearnFunction
@@ -57,7 +58,7 @@ def by_the_book() -> dict[tuple[str, int], dict[bytes, bytes]]:
     for event in LOG:
         [learned] = learner.process(batch_of([event]))
         entities = LearnedEntities(learner, learner.encode(learned), Author(KEYS, 0, 1, 0))
-        for key, fields in entity_fields(entities).items():
+        for key, fields in written(entities).items():
             del fields[b"version"]  # another attempt wrote it
             found[key, learner.seq] = fields
     return found
@@ -290,13 +291,13 @@ class Machine(RuleBasedStateMachine):
         assert learner.seq == len(LOG)
         author = Author(KEYS, 0, 1, self.epoch)
         made = LearnedEntities(learner, learner.encode(learner.everything()), author)
-        expected, items = entity_fields(made), made.items()
+        expected, items = written(made), made.items()
         for key, of in expected.items():
             found = self.redis.hgetall(key)
             number, mine = (fields.pop(b"version").rpartition(b".")[2] for fields in (found, of))
             assert number == mine and found == of, key
         assert {key.decode() for key in self.entities()} == expected.keys()
-        header = entity_fields(Listed([header_entity(learner, author)]))[KEYS.model(0)]
+        header = written(Listed([header_entity(learner, author)]))[KEYS.model(0)]
         assert self.redis.hget(KEYS.model(0), "seq") == header[b"seq"]
         scores = dict(self.redis.zrange(KEYS.items(0), 0, -1, withscores=True))
         assert scores == {item.encode(): float(seq) for item, seq in items.items()}
@@ -310,7 +311,8 @@ def without_flink(monkeypatch: pytest.MonkeyPatch) -> None:
         "udfs.functions.items", lambda rows, _: [[*zip(*of, strict=True)] for of in [rows.items()] if of]
     )
     monkeypatch.setattr(
-        "udfs.functions.put", lambda rows, names, blobs: [*map(rows.put, map(bytes.decode, names), blobs)]
+        "udfs.functions.put",
+        lambda rows, entries: [rows.put(name.decode(), blob) for of in entries for name, blob in zip(*of, strict=True)],
     )
 
 
