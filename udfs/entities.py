@@ -30,7 +30,7 @@ from udfs.rows import EncodedRows
 from udfs.tail import tail_number
 from udfs.tilefeed import OF_USER, RECORD, UNIT, split_pair, total, unescape
 
-_AT_ONCE: Final = 8_000  # rows whose writes are made together
+_AT_ONCE: Final = 2_000  # rows whose writes are made together: what Redis writes meanwhile
 _SESSION: Final = "session" + UNIT  # how its record begins
 
 
