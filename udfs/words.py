@@ -33,7 +33,7 @@ def array(of: Sequence[str]) -> bytes:
 
 
 def numbers(values: Array) -> list[Column]:
-    """Numbers as the shortest texts that are read as the same: to make a text of a number costs Redis more than us.
+    """Numbers as texts, of no more digits than tell each from all others: Redis makes texts of numbers less cheaply.
 
     >>> list(numbers(np.array([1, -2]))[-1]), list(numbers(np.array([0.1, -3.0]))[-1])
     ([b'1', b'-2'], [b'0.1', b'-3.0'])

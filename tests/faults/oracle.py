@@ -148,7 +148,7 @@ def _learned(events: list[Event], shard: int, shards: int, n_factors: int, delet
 
 
 def in_redis(connection: Any) -> dict[str, Fields]:
-    """The learned fields of every entity, versions without their epoch."""
+    """The learned fields of every entity, versions without their epoch; floats as Python writes the same double."""
     found: dict[str, Fields] = {}
     keys = [key for family in ("user", "item") for key in connection.scan_iter(f"freshet:{family}:*", count=5_000)]
     for start in range(0, len(keys), 2_000):
@@ -157,11 +157,17 @@ def in_redis(connection: Any) -> dict[str, Fields]:
             pipe.hgetall(key)
         for key, fields in zip(keys[start : start + 2_000], pipe.execute(), strict=True):
             found[key.decode()] = {
-                name: value.rpartition(b".")[2] if name.startswith(b"version") else value
+                name: _comparable(name, value)
                 for name, value in fields.items()
                 if not name.startswith((b"t:", b"session", b"pruned"))
             }
     return found
+
+
+def _comparable(name: bytes, value: bytes) -> bytes:
+    if name.startswith((b"bias", b"popularity")):
+        return repr(float(value)).encode()
+    return value.rpartition(b".")[2] if name.startswith(b"version") else value
 
 
 def expected_in_redis(shards: Iterable[Shard]) -> dict[str, Fields]:

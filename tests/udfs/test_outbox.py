@@ -27,7 +27,7 @@ from udfs.entities import LearnedEntities
 from udfs.growth import GrowthConfig
 from udfs.learner import Learner, LearnerConfig
 from udfs.outbox import Outbox
-from udfs.publisher import Author, Call, Publisher, PublishError
+from udfs.publisher import Author, Call, Lost, Publisher, PublishError
 from udfs.tail import from_state_name, tail_number
 
 EPOCH = 1_600_000_000_000
@@ -323,6 +323,15 @@ class Torn(Publisher):
     growth=st.sampled_from([GROWTH, GrowthConfig()]),
     repeatable=st.booleans(),
 )
+@example(
+    drawn=[(0, 0, 0, 1.0)],
+    cuts=set(),
+    checkpoints=set(),
+    crashes=[(1, (1, False, False))],
+    wiped=1,
+    growth=GROWTH,
+    repeatable=False,
+)
 @hypothesis.settings(max_examples=300)
 def test_learning_may_go_on_while_redis_writes(
     redis_url: str,
@@ -357,7 +366,7 @@ def test_learning_may_go_on_while_redis_writes(
                 publisher.left, _, publisher.refused = left.pop(at)
                 # What it learned last is on its way, if it was not waited for.
                 if shard.outbox._writing is not None:
-                    with contextlib.suppress(KeyboardInterrupt):
+                    with contextlib.suppress(KeyboardInterrupt, Lost):  # it dies also with what it would have mended
                         background.last.result()
                 publisher.left = None
                 shard.crash()
