@@ -1,4 +1,4 @@
-"""Bytes of many rows copied and summed, without a Python object a row."""
+"""Bytes of many rows copied, written and summed, without a Python object a row."""
 
 from __future__ import annotations
 
@@ -86,3 +86,44 @@ def add_words(words: Array, width: int, factors: Array, totals: Array) -> None:
             # The upper half goes into the lower one first: by odd factors alone two flipped signs would not be seen.
             total += (words[row, at] ^ words[row, at] >> np.uint64(32)) * factors[at]
         totals[row] = total
+
+
+@njit(cache=True)
+def write_records(data: Array, bounds: Array, places: Array, numbers: Array, unit: int, end: int, out: Array) -> int:
+    """A record for each column of numbers: the piece at its place; the numbers, a ``unit`` before each; and ``end``.
+
+    Parameters
+    ----------
+    data, bounds
+        As :class:`~udfs.pieces.Pieces` has them.
+    numbers
+        dtype int64.
+
+    Returns
+    -------
+    How many bytes of ``out`` were written.
+    """
+    at, one, ten, zero = np.uint64(0), np.uint64(1), np.uint64(10), np.uint64(ord("0"))
+    for record in range(len(places)):
+        for byte in range(np.uint64(bounds[places[record]]), np.uint64(bounds[places[record] + 1])):
+            out[at] = data[byte]
+            at += one
+        for row in range(len(numbers)):
+            number = numbers[row, record]
+            out[at] = unit
+            at += one
+            if number < 0:
+                out[at] = ord("-")
+                at += one
+            left = np.uint64(abs(number))
+            digits, more = one, left // ten
+            while more > np.uint64(0):
+                digits += one
+                more //= ten
+            at += digits
+            for back in range(digits):
+                out[at - one - np.uint64(back)] = zero + left % ten
+                left //= ten
+        out[at] = end
+        at += one
+    return int(at)

@@ -39,6 +39,8 @@ class Chunk:
         The input is complete: nothing follows until the job is given more.
     deletions
         Users to be deleted, here in the log; such a chunk has no lines.
+    packed
+        The lines as they came, packed; empty where they were not.
     ahead
         Users that are going to be deleted, here or further on: nobody may see what a replay learns of them until then.
     """
@@ -49,6 +51,7 @@ class Chunk:
     ended: bool = False
     deletions: Sequence[Request] = ()
     ahead: Sequence[Request] = ()
+    packed: bytes = field(default=b"", compare=False, repr=False)
 
     def encode(self) -> bytes:
         """One JSON line that describes the chunk, then the lines, packed.
@@ -76,6 +79,7 @@ class Chunk:
         about, body = orjson.loads(blob[: start - 1]), blob[start:]
         runs = [Run(*run) for run in about["runs"]]
         # They were not packed once, and may be on their way in an unaligned checkpoint.
-        lines = unpack_lines(body) if about.get("packed") else body.split(b"\n") if any(r.count for r in runs) else []
+        packed = body if about.get("packed") else b""
+        lines = unpack_lines(body) if packed else body.split(b"\n") if any(r.count for r in runs) else []
         deletions, ahead = (tuple(Request(*r) for r in about.get(name, ())) for name in ("deletions", "ahead"))
-        return cls(runs, lines, about["headers"], about["ended"], deletions, ahead)
+        return cls(runs, lines, about["headers"], about["ended"], deletions, ahead, packed)

@@ -28,6 +28,7 @@ from udfs.entities import tile_entities
 from udfs.intake import Intake, IntakeConfig, IntakeResult
 from udfs.learner import Learner, LearnerConfig
 from udfs.mapstate import items, put
+from udfs.memory import keep_trimmed
 from udfs.models import RowModel
 from udfs.names import State
 from udfs.outbox import Outbox
@@ -80,14 +81,15 @@ def _set_up_worker() -> None:
     """What every worker needs that runs one of these.
 
     Python's cycle collector is made rare: batches are many small objects without cycles, and each pass over them and
-    over the rows of a model costs more than learning.
+    over the rows of a model costs more than learning. And what is free goes back to the system.
 
-    And a worker must end when its JVM is gone. Beam's log handler then waits, with its lock, for its reader, which
+    A worker must end when its JVM is gone. Beam's log handler then waits, with its lock, for its reader, which
     prints that it lost the connection; PyFlink has what is printed logged, by that handler, which waits for the lock.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(1_000_000, 10, 100)
+    keep_trimmed()
     for handler in logging.getLogger().handlers:
         if _not_by_the_reader not in handler.filters:
             handler.addFilter(_not_by_the_reader)

@@ -28,9 +28,10 @@ from udfs.packing import pack_lines
 from udfs.records import value_of
 from udfs.requests import Request
 from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
-from udfs.tilefeed import TileConfig, TileFeed, TileFeeder
+from udfs.tilefeed import PAIRS, TileConfig, TileFeed, TileFeeder
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
+_LAYOUT_1: Final = 1  # differs in the blobs of pairs alone, whose names tell
 _PART: Final = "the intake's"
 
 
@@ -180,7 +181,7 @@ class Intake:
                 raise Damaged(f"the intake's state has {len(blobs)} blobs, but no header; {REMEDY}")
             return
         stored = orjson.loads(unseal(_PART, "header", header))
-        check_layout("the intake's state", stored["layout"], LAYOUT)
+        check_layout("the intake's state", stored["layout"], _LAYOUT_1, LAYOUT)
         self.counts = Counts(**stored["counts"])
         self.base, self.run_id = stored["base"], stored["run_id"]
         self.newest, self.ended, self.blob_number = stored["newest"], stored["ended"], stored["blob_number"]
@@ -282,7 +283,8 @@ class Intake:
             self.newest, self._watermark = {}, 0
         for shard, mine in enumerate(self._by_shard(events)):
             if len(mine) or chunk.ended or config.event_time:
-                lines = pack_lines(chosen(chunk.lines, mine.lines))
+                whole = len(mine) == len(chunk.lines)
+                lines = chunk.packed if whole and chunk.packed else pack_lines(chosen(chunk.lines, mine.lines))
                 clock = watermark if config.event_time else None
                 result.batches[shard] = Batch(clock, chunk.ended, sources, mine, lines).encode()
         self.event_ids.forget(watermark, result.removes)
@@ -450,4 +452,4 @@ class Intake:
 def _stored_at(blob: tuple[str, bytes]) -> tuple[int, ...]:
     """When a blob was stored: all but the kind in its name is numbers, the last ones by the order of writing."""
     kind, *numbers = blob[0].split(":")
-    return tuple(map(int, numbers[1:] if kind == "p" else numbers))
+    return tuple(map(int, numbers[1:] if kind in PAIRS else numbers))

@@ -458,3 +458,23 @@ def distinct(numbers: Array, slots_of: Array) -> tuple[Array, Array]:
     for at in range(count):
         slots_of[numbers[firsts[at]]] = -1
     return firsts[:count], slots
+
+
+@njit(cache=True)
+def add_pairs(table: Array, pairs: Array, new: Array) -> None:
+    """Enters numbers above 0 into a table of open addressing, and tells which were not there, of the same the first.
+
+    There must be room. All are uint64, but ``new``, which is False before.
+    """
+    # By the upper bits of a product with an odd factor near the golden ratio (Knuth, The Art of Computer Programming,
+    # volume 3, 6.4).
+    mask, bits, factor = np.uint64(len(table) - 1), np.uint64(64), np.uint64(0x9E3779B97F4A7C15)
+    while 1 << int(np.uint64(64) - bits) < len(table):
+        bits -= np.uint64(1)
+    for place in range(len(pairs)):
+        at = pairs[place] * factor >> bits
+        while table[at] != np.uint64(0) and table[at] != pairs[place]:
+            at = (at + np.uint64(1)) & mask
+        if table[at] == np.uint64(0):
+            table[at] = pairs[place]
+            new[place] = True

@@ -53,16 +53,17 @@ b'\\n07a0188e'; bring back an older checkpoint or copy of the state, or start an
     return content
 
 
-def check_layout(what: str, found: int, reads: int) -> None:
+def check_layout(what: str, found: int, *reads: int) -> None:
     """
     Raises
     ------
     ValueError
-        If a thing that is sound has another layout than this version reads.
+        If a thing that is sound has another layout than those that this version reads.
     """
-    if found != reads:
+    if found not in reads:
+        known = " and ".join(map(str, reads))
         raise ValueError(
-            f"{what} has layout {found}, this freshet reads {reads}; go on with the version that wrote it, "
+            f"{what} has layout {found}, this freshet reads {known}; go on with the version that wrote it, "
             "or start anew with --fresh"
         )
 

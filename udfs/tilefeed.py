@@ -20,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from udfs.daypairs import DayPairs, encoded, used
 from udfs.ids import placed
+from udfs.pieces import Pieces
 
 Longs = npt.NDArray[np.int64]
 Whole = TypeVar("Whole", int, npt.NDArray[np.int64])
@@ -44,8 +46,12 @@ _HALF: Final = 2**31
 # An id in the feed begins with the letter of its family, so that windows of both are one operator.
 OF_USER, OF_ITEM = "u", "i"
 
+_LONGEST: Final = len(f"{UNIT}{-(2**63)}")  # bytes that a number takes
 _SLACK: Final = 100_000  # stored events beyond which it is worth to look for closed sessions
-_ITEMS: Final = 100_000  # in a stored blob of whole sessions
+_ITEMS: Final = 100_000  # in a stored blob of whole sessions, or of a day's pairs
+_PAIRS: Final = "q"  # how names of their blobs begin
+_PAIRS_OF_1: Final = "p"  # of layout 1: as texts
+PAIRS: Final = (_PAIRS, _PAIRS_OF_1)
 
 
 def escape(text: str) -> str:
@@ -233,7 +239,7 @@ class OpenSessions:
 class TileFeeder:
     """Makes the tile feed, and keeps what a restart needs to go on with it.
 
-    State is written as a log of blobs, by name: ``p:{day}:{n}`` the new pairs of user and item of a day,
+    State is written as a log of blobs, by name: ``q:{day}:{n}`` the new pairs of user and item of a day,
     ``s:{n}`` the events of a chunk for their sessions, ``w:{n}:{piece}`` whole sessions, which take the place
     of all ``s`` and ``w`` before them.
     """
@@ -241,18 +247,13 @@ class TileFeeder:
     def __init__(self, config: TileConfig) -> None:
         self._types = {name: place for place, name in enumerate(config.event_types)}
         self._span = config.span
-        self._pairs: dict[int, set[str]] = {}
+        self.pairs: dict[int, DayPairs] = {}  # by day, its start in ms
         self._pair_blobs: dict[str, int] = {}
         self._gap = config.session_gap
         self._sessions = OpenSessions(config.session_gap)
         self._session_blobs: list[str] = []
         self._stored = 0  # events and items in these blobs
         self._kept = 0  # items in open sessions when they were last counted
-
-    @property
-    def pairs(self) -> dict[int, set[str]]:
-        """The pairs of user and item of each open day (its start, ms)."""
-        return self._pairs
 
     @property
     def blobs(self) -> int:
@@ -281,20 +282,18 @@ class TileFeeder:
         """
         users, items = _Ids(user_ids), _Ids(item_ids)
         limbs = _limbs(values)
-        new = self._new_in_day(users, item_ids, times, number, puts)
+        new = self._new_in_day(users, items, times, number, puts)
         counts = np.concatenate([[paired(1, 0) + new], limbs, self._by_type(event_types)])
         by_user = np.lexsort((times, users.places))
-        tiles = [
-            *self._partial_tiles(OF_USER, users, by_user, counts, times),
-            *self._partial_tiles(OF_ITEM, items, np.lexsort((times, items.places)), counts, times),
-        ]
+        tiles = self._partial_tiles(OF_USER, users, by_user, counts, times)
+        tiles += self._partial_tiles(OF_ITEM, items, np.lexsort((times, items.places)), counts, times)
         sessions = self._partial_sessions(users, by_user, items, limbs, times)
         puts[name := f"s:{number}"] = orjson.dumps((user_ids, item_ids, times.tolist()))
         self._session_blobs.append(name)
         self._stored += len(user_ids)
         # To Flink, a watermark of t says that t itself is past as well, and a session is over when its gap is, but
         # an event that comes just then still joins it.
-        return TileFeed(RECORD.join(tiles), RECORD.join(sessions), watermark - 2)
+        return TileFeed(tiles[:-1].decode(), sessions[:-1].decode(), watermark - 2)
 
     def _by_type(self, event_types: Sequence[str]) -> Longs:
         """For each two types in turn, a row of the events' counts of both."""
@@ -306,32 +305,21 @@ class TileFeeder:
         rows[row, at] = np.where(second, paired(0, 1), paired(1, 0))
         return rows
 
-    def _new_in_day(
-        self, users: _Ids, item_ids: Sequence[str], times: Longs, number: int, puts: dict[str, bytes]
-    ) -> Longs:
+    def _new_in_day(self, users: _Ids, items: _Ids, times: Longs, number: int, puts: dict[str, bytes]) -> Longs:
         """For each event, how many distinct counterparts it adds to its day: 0 or 1."""
-        starts = [f"{len(user_id)}:{user_id}" for user_id in users.distinct]
-        keys = [starts[place] + item_id for place, item_id in zip(users.places.tolist(), item_ids, strict=True)]
         days = times - times % DAY
-        new = np.zeros(len(keys), np.int64)
+        new = np.zeros(len(days), np.int64)
         for day in np.unique(days).tolist():
-            at = np.flatnonzero(days == day).tolist()
-            of_day = keys if len(at) == len(keys) else [keys[n] for n in at]
-            # Turned around, so that of events with one key the first stays.
-            first = dict(zip(reversed(of_day), reversed(at), strict=True))
-            known = self._pairs.setdefault(day, set())
-            pairs = [key for key in reversed(first) if key not in known]
-            if not pairs:
-                continue
-            known.update(pairs)
-            new[[first[pair] for pair in pairs]] = 1
-            puts[name := f"p:{day}:{number}"] = orjson.dumps(pairs)
-            self._pair_blobs[name] = day
+            at = np.flatnonzero(days == day)
+            (user_ids, of_user), (item_ids, of_item) = (used(ids.distinct, ids.places[at]) for ids in (users, items))
+            is_new = self.pairs.setdefault(day, DayPairs()).add(user_ids, item_ids, of_user, of_item)
+            if is_new.any():
+                new[at[is_new]] = 1
+                puts[name := f"{_PAIRS}:{day}:{number}"] = encoded(user_ids, item_ids, of_user[is_new], of_item[is_new])
+                self._pair_blobs[name] = day
         return new
 
-    def _partial_tiles(
-        self, letter: str, ids: _Ids, order: npt.NDArray[np.intp], counts: Longs, times: Longs
-    ) -> list[str]:
+    def _partial_tiles(self, letter: str, ids: _Ids, order: npt.NDArray[np.intp], counts: Longs, times: Longs) -> bytes:
         """The records of a family's partial tiles; ``order`` is by id and time."""
         places, ordered = ids.places[order], times[order]
         starts = _starts(places, ordered // self._span)
@@ -342,7 +330,7 @@ class TileFeeder:
 
     def _partial_sessions(
         self, users: _Ids, order: npt.NDArray[np.intp], items: _Ids, limbs: Longs, times: Longs
-    ) -> list[str]:
+    ) -> bytes:
         """The records of partial sessions; ``order`` is by user and time."""
         places, ordered = users.places[order], times[order]
         # A time over all users, in which what a pause or another user parts is further away than the gap.
@@ -372,8 +360,8 @@ class TileFeeder:
 
     def forget(self, watermark: int, *, ended: bool, number: int, puts: dict[str, bytes], removes: list[str]) -> None:
         """Drops what no later event can meet: state is bounded by two days and by the open sessions."""
-        for day in [d for d in self._pairs if d + DAY < watermark]:
-            del self._pairs[day]
+        for day in [d for d in self.pairs if d + DAY < watermark]:
+            del self.pairs[day]
         for name in [n for n, day in self._pair_blobs.items() if day + DAY < watermark]:
             del self._pair_blobs[name]
             removes.append(name)
@@ -386,16 +374,11 @@ class TileFeeder:
 
     def drop(self, user_ids: Set[str], *, number: int, puts: dict[str, bytes], removes: list[str]) -> None:
         """Forgets what users met, and stores the rest anew."""
-        for day, pairs in self._pairs.items():
-            left = {pair for pair in pairs if owner(pair) not in user_ids}
-            if len(left) == len(pairs):
+        for day, pairs in self.pairs.items():
+            if not pairs.drop(user_ids):
                 continue
-            self._pairs[day] = left
-            old = [name for name, of in self._pair_blobs.items() if of == day]
-            removes += old
-            ordered = sorted(left)
-            pieces = [ordered[at : at + _ITEMS] for at in range(0, len(ordered), _ITEMS)]
-            new = {f"p:{day}:{number}:{piece}": orjson.dumps(part) for piece, part in enumerate(pieces)}
+            removes += [name for name, of in self._pair_blobs.items() if of == day]
+            new = {f"{_PAIRS}:{day}:{number}:{piece}": blob for piece, blob in enumerate(pairs.encode(_ITEMS))}
             puts |= new
             self._pair_blobs = {k: v for k, v in self._pair_blobs.items() if v != day} | dict.fromkeys(new, day)
         self._sessions.drop(user_ids)
@@ -415,8 +398,17 @@ class TileFeeder:
         """Takes up stored blobs, in the order in which they were stored."""
         for name, blob in blobs:
             kind, place, *_ = name.split(":")
-            if kind == "p":
-                self._pairs.setdefault(int(place), set()).update(orjson.loads(blob))
+            if kind in PAIRS:
+                pairs = self.pairs.setdefault(int(place), DayPairs())
+                if kind == _PAIRS:
+                    pairs.decode(blob)
+                else:
+                    keys = orjson.loads(blob)
+                    owners = list(map(owner, keys))
+                    rest = (key.partition(":")[2] for key in keys)
+                    items = _Ids([text[len(user_id) :] for text, user_id in zip(rest, owners, strict=True)])
+                    users = _Ids(owners)
+                    pairs.add(users.distinct, items.distinct, users.places, items.places)
                 self._pair_blobs[name] = int(place)
                 continue
             self._session_blobs.append(name)
@@ -436,11 +428,11 @@ class _Ids:
         places, self.places = placed(ids)
         self.distinct = list(map(sys.intern, places))
 
-    def in_feed(self, letter: str) -> list[str]:
+    def in_feed(self, letter: str) -> Pieces:
         """The distinct ids as they stand in the feed."""
         text = "".join(self.distinct)
         clean = not any(char in text for char in _ESCAPES)
-        return [letter + text for text in (self.distinct if clean else map(escape, self.distinct))]
+        return Pieces.of_texts([letter + text for text in (self.distinct if clean else map(escape, self.distinct))])
 
 
 def _limbs(values: npt.NDArray[np.float64]) -> Longs:
@@ -456,11 +448,16 @@ def _starts(*columns: Longs) -> npt.NDArray[np.intp]:
     return np.flatnonzero(np.append(True, changes))
 
 
-def _records(ids: Sequence[str], places: Longs, numbers: Longs) -> list[str]:
-    """A record for each column of numbers: the id at its place, and the numbers."""
-    if not len(places):
-        return []
-    # JSON of a whole matrix is made many times faster than a text for each row.
-    text = orjson.dumps(np.ascontiguousarray(numbers.T), option=orjson.OPT_SERIALIZE_NUMPY)
-    rows = text[2:-2].decode().replace("],[", RECORD).replace(",", UNIT).split(RECORD)
-    return [f"{ids[place]}{UNIT}{row}" for place, row in zip(places.tolist(), rows, strict=True)]
+def _records(ids: Pieces, places: Longs, numbers: Longs) -> bytes:
+    """A record for each column of numbers, the id at its place and the numbers, and what ends it.
+
+    >>> _records(Pieces.of_texts(["uann", "ubob"]), np.array([1, 0]), np.array([[7, -3], [0, 2**62]]))
+    b'ubob\\x1f7\\x1f0\\x1euann\\x1f-3\\x1f4611686018427387904\\x1e'
+    """
+    from udfs import bytekernels  # here, as numba takes half a second to import
+
+    size = int(ids.lengths[places].sum()) + len(places) * (1 + len(numbers) * _LONGEST)
+    out = np.empty(size, dtype=np.uint8)  # more than is needed: pages that are not touched cost nothing
+    signs = ord(UNIT), ord(RECORD)
+    end = bytekernels.write_records(ids.data, ids.bounds, places, np.ascontiguousarray(numbers), *signs, out)
+    return out[:end].tobytes()

@@ -136,7 +136,7 @@ class Host:
 
     @property
     def names(self) -> list[str]:
-        return sorted(name for name in self.blobs if not name.startswith("p:"))
+        return sorted(name for name in self.blobs if not name.startswith("q:"))
 
 
 # ------------------------------------------------------------------------------------- partial sums
