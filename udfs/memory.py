@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Callable
 from functools import cache
 from typing import Final
 
@@ -25,7 +26,7 @@ def keep_trimmed() -> None:
         threading.Thread(target=_keep, args=(trim,), name="trim", daemon=True).start()
 
 
-def _keep(trim: ctypes._CFuncPtr) -> None:  # type: ignore[name-defined]
+def _keep(trim: Callable[[int], object]) -> None:
     pause = threading.Event()
     while not pause.wait(_PAUSE):
         trim(0)  # others run meanwhile: ctypes lets go of Python's lock

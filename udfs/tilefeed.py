@@ -451,8 +451,8 @@ def _starts(*columns: Longs) -> npt.NDArray[np.intp]:
 def _records(ids: Pieces, places: Longs, numbers: Longs) -> bytes:
     """A record for each column of numbers, the id at its place and the numbers, and what ends it.
 
-    >>> _records(Pieces.of_texts(["uann", "ubob"]), np.array([1, 0]), np.array([[7, -3], [0, 2**62]]))
-    b'ubob\\x1f7\\x1f0\\x1euann\\x1f-3\\x1f4611686018427387904\\x1e'
+    >>> _records(Pieces.of_texts(["uann", "ubob"]), np.array([1, 0]), np.array([[7, -(2**63)], [0, 10]]))
+    b'ubob\\x1f7\\x1f0\\x1euann\\x1f-9223372036854775808\\x1f10\\x1e'
     """
     from udfs import bytekernels  # here, as numba takes half a second to import
 

@@ -66,7 +66,8 @@ class Host:
             self.intake.restore(self.header, list(self.blobs.items()))
 
     def put(self, lines: Sequence[bytes], source: str = "log", *, ended: bool = False) -> IntakeResult:
-        result = self.intake.process(Chunk([Run(source, self.line, len(lines))], lines, ended=ended), now=9)
+        chunk = Chunk([Run(source, self.line, len(lines))], lines, ended=ended)
+        result = self.intake.process(Chunk.decode(chunk.encode()), now=9)
         self.line += len(lines)
         self.blobs |= result.puts
         for name in result.removes:
