@@ -31,12 +31,15 @@ from typing import IO, Final
 from flink_jobs import attach
 from serving.schema import Keys
 from udfs.batch import Batch
+from udfs.chunk import Chunk, Run
 from udfs.entities import LearnedEntities
-from udfs.interactions import Interactions
+from udfs.events import EventFormat
+from udfs.intake import Intake, IntakeConfig
 from udfs.learner import Learner, LearnerConfig, build
 from udfs.mapstate import taken_apart
 from udfs.models import RankingModel
 from udfs.publisher import Author
+from udfs.tilefeed import TileConfig
 
 _BOOT: Final = "pyflink.fn_execution.beam.beam_boot"
 _PRELOADED: Final = ("pyflink.fn_execution.beam.beam_sdk_worker_main", "udfs.functions")
@@ -126,10 +129,12 @@ def _serve(listener: socket.socket) -> socket.socket | None:
 
 
 def learn_once(model: str = "biased_mf") -> None:
-    """Compiles the kernels of a model, or loads them."""
-    event = Interactions.of([[1, "", "user", "item", "rating", 1.0, 0, 0]])
+    """Compiles the kernels of intake, windows and a model, or loads them."""
+    line = b'{"user_id":"user","item_id":"item","timestamp":100000000000,"event_value":1.0,"event_id":"1"}'
+    intake = Intake(IntakeConfig(EventFormat(), 1, False, True, 0, 0, TileConfig((), 1, 1), ("file", "line"), "", 0))
+    [batch] = intake.process(Chunk([Run("", 0, 1)], [line], ended=True), 0).batches.values()
     learner = Learner(LearnerConfig(), build(model, {}))
-    for learned in learner.process(Batch(None, True, [""], event, b"")):
+    for learned in learner.process(Batch.decode(batch)):
         for _ in LearnedEntities(learner, learner.encode(learned), Author(Keys(""), 0, 1, 0)).parts():
             pass
     if not isinstance(learner.model, RankingModel):

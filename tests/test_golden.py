@@ -177,7 +177,10 @@ def test_intake(layout: int) -> None:
     again = Intake(INTAKE)
     again.restore(header, blobs.items())
     assert again.header == intake.header
-    assert again.event_ids.seen == {"1:\u00e9e1": T0 + 1_000} and again.newest == {"a.csv": T0, "b.jsonl": T0 + 1_000}
+    assert again.event_ids.seen == {("\u00e9", "e1"): T0 + 1_000} and again.newest == {
+        "a.csv": T0,
+        "b.jsonl": T0 + 1_000,
+    }
     assert again.tiles is not None and [*again.tiles.pairs] == [1_699_920_000_000]
     assert set(again.tiles.pairs[1_699_920_000_000]) == {("ann", "tea"), ("\u00e9", "1")}
     assert vars(again.counts) == vars(intake.counts) and again.counts.rejected == {"not_json": 1}

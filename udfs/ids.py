@@ -76,11 +76,11 @@ class Ids(Mapping[str, int]):
 
     def find(self, row_ids: Sequence[str]) -> Numbers:
         """The number of each id, -1 of one that is not known."""
-        return self._find(row_ids, _hashes(row_ids))
+        return self._find(row_ids, hashes_of(row_ids))
 
     def add(self, row_ids: Sequence[str]) -> Numbers:
         """The number of each id; an id that is not known gets a free one, or the next."""
-        hashes = _hashes(row_ids)
+        hashes = hashes_of(row_ids)
         found = self._find(row_ids, hashes)
         unknown = np.flatnonzero(found < 0)
         if len(unknown):
@@ -176,10 +176,10 @@ class Ids(Mapping[str, int]):
         self._places[numbers, 0] = self._used + np.cumsum(lengths) - lengths
         self._places[numbers, 1] = lengths
         self._used += len(text.data)
-        kernels.enter(self._table, _hashes(names), numbers)
+        kernels.enter(self._table, hashes_of(names), numbers)
 
 
-def _hashes(texts: Sequence[str]) -> Hashes:
+def hashes_of(texts: Sequence[str]) -> Hashes:
     return np.fromiter(map(hash, texts), dtype=np.int64, count=len(texts))
 
 

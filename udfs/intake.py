@@ -19,7 +19,7 @@ from serving.schema import shard_of, shards_of
 from udfs.batch import Batch, Deletion
 from udfs.chunk import Chunk, Run
 from udfs.deadletters import dead_letter
-from udfs.duplicates import KIND, EventIds
+from udfs.duplicates import KINDS, EventIds
 from udfs.events import EventFormat, EventParser, Parsed, Rejected
 from udfs.idle import IdleClock
 from udfs.interactions import Interactions, chosen
@@ -31,7 +31,7 @@ from udfs.seal import REMEDY, Damaged, check_layout, seal, unseal
 from udfs.tilefeed import PAIRS, TileConfig, TileFeed, TileFeeder
 
 LAYOUT: Final = 2
-_LAYOUT_1: Final = 1  # differs in the blobs of pairs alone, whose names tell
+_LAYOUT_1: Final = 1  # differs in the blobs of pairs and event ids, whose names tell
 _PART: Final = "the intake's"
 
 
@@ -197,7 +197,7 @@ class Intake:
             raise Damaged(f"the intake's header counts {stored['blobs']} blobs, its state has {len(blobs)}; {REMEDY}")
         for name, sealed in sorted(blobs, key=_stored_at):
             blob = unseal(_PART, name, sealed)
-            if name.startswith(f"{KIND}:"):
+            if name.partition(":")[0] in KINDS:
                 self.event_ids.restore(name, blob)
             else:
                 tiles.append((name, blob))

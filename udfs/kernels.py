@@ -478,3 +478,73 @@ def add_pairs(table: Array, pairs: Array, new: Array) -> None:
         if table[at] == np.uint64(0):
             table[at] = pairs[place]
             new[place] = True
+
+
+@njit(cache=True)
+def sift(
+    table: Array,
+    known_times: Array,
+    known_users: Array,
+    known_bounds: Array,
+    known_text: Array,
+    count: int,
+    hashes: Array,
+    users: Array,
+    user_bounds: Array,
+    ids: Array,
+    id_bounds: Array,
+    times: Array,
+    remembered_from: Array,
+    horizon: int,
+    never: int,
+    entries: Array,
+    firsts: Array,
+) -> tuple[int, int]:
+    """Takes up event ids, one after the other: see :class:`~udfs.duplicates.EventIds`, whose arrays come first, with
+    room for all, and of which so many entries are used. ``entries`` and ``firsts`` are written.
+
+    Returns
+    -------
+    How many entries are used then, and how many had been forgotten and are known again.
+    """
+    mask, again = len(table) - 1, 0
+    for place in range(len(hashes)):
+        user_at, id_at = user_bounds[place], id_bounds[place]
+        user_length, id_length = user_bounds[place + 1] - user_at, id_bounds[place + 1] - id_at
+        at, entry = hashes[place] & mask, -1
+        while table[at, 1] > 0:
+            known = table[at, 1] - 1
+            start = known_bounds[known]
+            if (
+                table[at, 0] == hashes[place]
+                and known_users[known] == user_length
+                and known_bounds[known + 1] - start == user_length + id_length
+                and _same(known_text, start, users, user_at, user_length)
+                and _same(known_text, start + user_length, ids, id_at, id_length)
+            ):
+                entry = known
+                break
+            at = (at + 1) & mask
+        if entry < 0:
+            entry = count
+            count += 1
+            table[at, 0], table[at, 1] = hashes[place], entry + 1
+            start = known_bounds[entry]
+            for byte in range(user_length):
+                known_text[start + byte] = users[user_at + byte]
+            for byte in range(id_length):
+                known_text[start + user_length + byte] = ids[id_at + byte]
+            known_bounds[entry + 1] = start + user_length + id_length
+            known_users[entry] = user_length
+            known_times[entry] = times[place]
+        elif known_times[entry] == never:
+            again += 1
+            known_times[entry] = times[place]
+        else:
+            first = known_times[entry]
+            if abs(times[place] - first) <= horizon and first >= remembered_from[place]:
+                firsts[place] = first
+            else:
+                known_times[entry] = max(first, times[place])
+        entries[place] = entry
+    return count, again

@@ -72,14 +72,14 @@ def unescape(text: str) -> str:
     return text
 
 
-def owner(key: str) -> str:
-    """The user in a key that begins with the length of the user's id, a colon and the id.
+def split_key(key: str) -> tuple[str, str]:
+    """The user, and what comes behind, in a key that begins with the length of the user's id, a colon and the id.
 
-    >>> owner("3:anntea"), owner("4:a:nntea")
-    ('ann', 'a:nn')
+    >>> split_key("3:anntea"), split_key("4:a:nntea")
+    (('ann', 'tea'), ('a:nn', 'tea'))
     """
     length, _, rest = key.partition(":")
-    return rest[: int(length)]
+    return rest[: int(length)], rest[int(length) :]
 
 
 def total(high: int, low: int) -> float:
@@ -403,11 +403,8 @@ class TileFeeder:
                 if kind == _PAIRS:
                     pairs.decode(blob)
                 else:
-                    keys = orjson.loads(blob)
-                    owners = list(map(owner, keys))
-                    rest = (key.partition(":")[2] for key in keys)
-                    items = _Ids([text[len(user_id) :] for text, user_id in zip(rest, owners, strict=True)])
-                    users = _Ids(owners)
+                    keys = list(map(split_key, orjson.loads(blob)))
+                    users, items = (_Ids([key[side] for key in keys]) for side in (0, 1))
                     pairs.add(users.distinct, items.distinct, users.places, items.places)
                 self._pair_blobs[name] = int(place)
                 continue
