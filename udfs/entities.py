@@ -30,7 +30,7 @@ from udfs.rows import EncodedRows
 from udfs.tail import tail_number
 from udfs.tilefeed import OF_USER, RECORD, UNIT, split_pair, total, unescape
 
-_AT_ONCE: Final = 2_000  # rows whose writes are made together: what Redis writes meanwhile
+_AT_ONCE: Final = 2_000  # rows, or tiles, whose writes are made together: what Redis writes meanwhile
 _SESSION: Final = "session" + UNIT  # how its record begins
 
 
@@ -186,8 +186,9 @@ def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str]
     sessions = [record.split(UNIT) for record in records if record.startswith(_SESSION)]
     tiles = [record for record in records if not record.startswith(_SESSION)]
     entities: dict[str, list[Word]] = {}
-    for key, tile in zip(*_tiles(tiles, keys, event_types, part), strict=True):
-        entities.setdefault(key, ["", ""]).extend(tile)
+    for start in range(0, len(tiles), _AT_ONCE):  # a tile taken apart is a dozen objects
+        for key, tile in zip(*_tiles(tiles[start : start + _AT_ONCE], keys, event_types, part), strict=True):
+            entities.setdefault(key, ["", ""]).extend(tile)
     for _, entity_id, start, end, met, high, low in sessions:
         key, ended, (n, distinct) = _key(entity_id, keys), int(end), split_pair(int(met))
         entity = entities.setdefault(key, ["", ""])
@@ -207,8 +208,6 @@ def _tiles(
     tiles: Sequence[str], keys: Keys, event_types: Sequence[str], part: int
 ) -> tuple[Iterable[str], Iterable[tuple[str, ...]]]:
     """Keys and words of tiles: column by column, as a call for each field of a tile takes longer than all else."""
-    if not tiles:
-        return (), ()
     fields, width = UNIT.join(tiles).split(UNIT), tiles[0].count(UNIT) + 1
     spans, ids, starts, _, met, high, low, *pairs = (fields[at::width] for at in range(width))
     n, distinct = split_pair(np.fromiter(map(int, met), dtype=np.int64, count=len(tiles)))
