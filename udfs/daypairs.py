@@ -22,7 +22,7 @@ class DayPairs:
     """Distinct pairs, as numbers of their ids in a table.
 
     As texts in a set they took 130 bytes each, and left holes in memory when the day was over
-    (docs/decisions/0033-pairs-of-a-day-in-a-table.md).
+    (docs/decisions/0033-no-objects-in-the-intake.md).
 
     Examples
     --------

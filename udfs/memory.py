@@ -1,7 +1,7 @@
 """Memory that the C library has free goes back to the system.
 
 A worker takes chunks of megabytes apart and puts them together again. What it frees stays with the process, in holes,
-of which it comes to have more over hours (docs/decisions/0033-pairs-of-a-day-in-a-table.md).
+of which it comes to have more over hours (docs/decisions/0033-no-objects-in-the-intake.md).
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def learner_host(kind: str = "biased_mf") -> test_learner.Host:
 def intake_host() -> test_intake.Host:
     host = test_intake.Host()
     host.put([test_intake.event(0, event_id="x"), test_intake.event(1, user="v", event_id="y"), b"junk"])
-    assert sorted(name[0] for name in host.blobs) == ["d", "p", "s"]
+    assert sorted(name[0] for name in host.blobs) == ["e", "q", "s"]
     return host
 
 
