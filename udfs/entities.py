@@ -186,8 +186,8 @@ def tile_entities(results: Iterable[str], keys: Keys, event_types: Sequence[str]
     sessions = [record.split(UNIT) for record in records if record.startswith(_SESSION)]
     tiles = [record for record in records if not record.startswith(_SESSION)]
     entities: dict[str, list[Word]] = {}
-    for start in range(0, len(tiles), _AT_ONCE):  # a tile taken apart is a dozen objects
-        for key, tile in zip(*_tiles(tiles[start : start + _AT_ONCE], keys, event_types, part), strict=True):
+    for at in range(0, len(tiles), _AT_ONCE):  # a tile taken apart is a dozen objects
+        for key, tile in zip(*_tiles(tiles[at : at + _AT_ONCE], keys, event_types, part), strict=True):
             entities.setdefault(key, ["", ""]).extend(tile)
     for _, entity_id, start, end, met, high, low in sessions:
         key, ended, (n, distinct) = _key(entity_id, keys), int(end), split_pair(int(met))
