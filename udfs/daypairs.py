@@ -21,7 +21,7 @@ _ONE: Final = np.uint64(1)
 class DayPairs:
     """Distinct pairs, as numbers of their ids in a table.
 
-    As texts in a set they took 130 bytes each, and left holes in memory when the day was over
+    As texts in a set they took 100 bytes each, and left holes in memory when the day was over
     (docs/decisions/0033-no-objects-in-the-intake.md).
 
     Examples

@@ -24,7 +24,7 @@ _NEVER: Final = -1  # in place of a time: all events are of after 1970
 class EventIds:
     """The event ids of a log by user, each with a time at which it counts as having come.
 
-    They lie in arrays, as texts in a dictionary took 300 bytes each (docs/decisions/0033-no-objects-in-the-intake.md).
+    They lie in arrays, as texts in a dictionary took 180 bytes each (docs/decisions/0033-no-objects-in-the-intake.md).
     State is written as a log of blobs, ``e:{n}``: the new ids of a chunk and their times, forgotten as a whole.
 
     Parameters

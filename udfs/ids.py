@@ -180,6 +180,7 @@ class Ids(Mapping[str, int]):
 
 
 def hashes_of(texts: Sequence[str]) -> Hashes:
+    """Python's own hashes: no sender of ids can make them fall on each other."""
     return np.fromiter(map(hash, texts), dtype=np.int64, count=len(texts))
 
 
