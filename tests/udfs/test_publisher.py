@@ -17,6 +17,7 @@ from udfs.entities import tile_entities
 from udfs.learner import Learned, Learner, LearnerConfig, build
 from udfs.publisher import Author, Entity, Fenced, Listed, Lost, Publisher, PublishError, draw_submission
 from udfs.tilefeed import RECORD, UNIT, escape, paired
+from udfs.tombstones import Tombstone
 
 T0 = 1_700_000_000_000
 EPOCH = 7
@@ -123,6 +124,36 @@ def test_an_older_version_is_ignored(publisher: Publisher, redis_connection: Any
     assert redis_connection.hget("p:user:x", "bias") == b"tried again"
     write(publisher, [("p:user:x", [Field.VERSION, version(EPOCH + 1, 1, 0).decode(), "bias", "reborn"])])
     assert redis_connection.hget("p:user:x", "bias") == b"reborn"
+
+
+def test_of_one_call_each_entity_is_judged_by_itself(publisher: Publisher, redis_connection: Any) -> None:
+    """What Redis knows better, or what was buried, leaves its neighbours as they should be, also beside long values."""
+    old, new = (version(EPOCH, 1, seq).decode() for seq in (5, 9))
+    buried = {f"u{n}": Tombstone(n + 1, 7, 0, 0) for n in range(0, 500, 7)}
+    publisher.delete(buried)
+    for n in range(0, 500, 5):
+        redis_connection.hset(f"p:user:u{n}", mapping={"version": version(EPOCH, 1, 8), "seen": "kept"})
+
+    def entity(n: int) -> Entity:
+        return f"p:user:u{n}", [
+            Field.VERSION,
+            new if n % 2 else old,
+            "bias",
+            str(n),
+            "seen",
+            "\u00e9\x00" * (n * n // 5),
+        ]
+
+    write(publisher, [entity(n) for n in range(500)])
+    for n in range(500):
+        found = redis_connection.hgetall(f"p:user:u{n}")
+        is_newer = n % 2 == 1
+        if is_newer or (n % 5 and n % 7):
+            _, (_, number, _, bias, _, seen) = entity(n)
+            assert found == {b"version": number.encode(), b"bias": bias.encode(), b"seen": seen.encode()}
+        else:
+            kept = {b"version": version(EPOCH, 1, 8), b"seen": b"kept"}
+            assert found == ({} if n % 5 else kept)
 
 
 def test_many_entities_are_all_written_and_counted(publisher: Publisher, redis_connection: Any) -> None:
