@@ -110,8 +110,9 @@ class EventIds:
         dropped = known[is_dropped]
         if not len(dropped):
             return
+        self._forget(dropped)
         for name, (_, entries) in list(self._blobs.items()):
-            left = entries[~np.isin(entries, dropped)]
+            left = entries[self._times[entries] != _NEVER]
             if not len(left):
                 del self._blobs[name]
                 removes.append(name)
@@ -119,7 +120,6 @@ class EventIds:
                 times = self._times[left]
                 puts[name] = _encoded(times, *map(list, zip(*self._named(left), strict=True)))
                 self._blobs[name] = (int(times.max()), left)
-        self._forget(dropped)
         self._renew(0)
 
     def restore(self, name: str, blob: bytes) -> None:
@@ -154,7 +154,7 @@ class EventIds:
         return entries, firsts
 
     def _forget(self, entries: Array) -> None:
-        known = entries[self._times[entries] != _NEVER]
+        known = np.unique(entries[self._times[entries] != _NEVER])  # a blob may have an id twice
         self._times[known] = _NEVER
         self._forgotten += len(known)
 

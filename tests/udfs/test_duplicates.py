@@ -95,6 +95,7 @@ def test_ids_are_those_of_a_dictionary(
                 del blobs[name]
             assert ids.seen == plain.seen
             assert len(blobs) == ids.blobs
+            assert ids._count - ids._forgotten == len(plain.seen)
 
 
 def test_ids_are_taken_up_as_layout_1_has_them() -> None:
